@@ -1,0 +1,269 @@
+"""The generators: low-resolution RGB in, RGB `scale` times as large out.
+
+Two networks share one call: ``net(frames)`` takes (N, 3, H, W) RGB in [0, 1] and returns
+(N, 3, H*scale, W*scale) RGB, nominally in [0, 1] and not clamped.
+
+Each exists in two forms with the same outputs. The *training* form holds what only learning needs,
+batch normalisation. The *deploy* form is what an engine runs and what a weights file holds: plain
+convolutions and PReLU. `fold` turns the first into the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# --------------------------------------------------------------------------------------------------
+# Configurations
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorConfig:
+    """Shape of the generator of Ledig et al. 2017; the defaults are the paper's."""
+
+    channels: int = 64
+    blocks: int = 16  # residual blocks, "B" in the paper
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "channels", "blocks")
+        if self.scale not in (2, 4, 8):
+            raise ValueError(f"scale must be 2, 4 or 8 (each stage doubles), got {self.scale}")
+
+
+@dataclass(frozen=True, slots=True)
+class LiteConfig:
+    """Shape of the lite generator; the defaults deploy to 98,320 parameters."""
+
+    channels: int = 32
+    blocks: int = 9  # 3x3 convolutions between the first and the last one
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "channels", "blocks")
+        if self.scale not in (2, 3, 4):
+            raise ValueError(f"scale must be 2, 3 or 4, got {self.scale}")
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+# --------------------------------------------------------------------------------------------------
+# The generator of the paper: SRResNet, trained as SRGAN
+# --------------------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """3x3, BN, PReLU, 3x3, BN and the sum (Ledig et al. 2017, figure 4)."""
+
+    def __init__(self, channels: int, *, deployed: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=deployed)
+        self.norm1 = nn.Identity() if deployed else nn.BatchNorm2d(channels)
+        self.act = nn.PReLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=deployed)
+        self.norm2 = nn.Identity() if deployed else nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        y = self.act(self.norm1(self.conv1(x)))
+        return x + cast(Tensor, self.norm2(self.conv2(y)))
+
+
+class UpsampleStage(nn.Module):
+    """3x3 to four times the channels, pixel shuffle by 2, PReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels * 4, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(2)
+        self.act = nn.PReLU(channels)
+        icnr_(self.conv.weight, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2H, 2W)."""
+        return cast(Tensor, self.act(self.shuffle(self.conv(x))))  # (N, C, 2H, 2W)
+
+
+class Generator(nn.Module):
+    """The generator of Ledig et al. 2017, figure 4, layer by layer.
+
+    The paper trains on high-resolution images in [-1, 1]; `forward` maps that to [0, 1], and `fold`
+    puts the mapping into the last convolution.
+
+    Args:
+        config: widths and depths.
+        deployed: build the deploy form: no batch normalisation, biases everywhere.
+    """
+
+    def __init__(self, config: GeneratorConfig | None = None, *, deployed: bool = False) -> None:
+        super().__init__()
+        self.config = config or GeneratorConfig()
+        self.deployed = deployed
+        channels = self.config.channels
+        self.head = nn.Sequential(nn.Conv2d(3, channels, 9, padding=4), nn.PReLU(channels))
+        self.body = nn.Sequential(
+            *(ResidualBlock(channels, deployed=deployed) for _ in range(self.config.blocks))
+        )
+        self.body_conv = nn.Conv2d(channels, channels, 3, padding=1, bias=deployed)
+        self.body_norm = nn.Identity() if deployed else nn.BatchNorm2d(channels)
+        stages = self.config.scale.bit_length() - 1
+        self.upsample = nn.Sequential(*(UpsampleStage(channels) for _ in range(stages)))
+        self.tail = nn.Conv2d(channels, 3, 9, padding=4)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Upscale frames (see the module's docstring)."""
+        x = self.head(frames)  # (N, C, H, W)
+        x = x + self.body_norm(self.body_conv(self.body(x)))
+        x = self.tail(self.upsample(x))  # (N, 3, H*scale, W*scale)
+        return cast(Tensor, x if self.deployed else (x + 1) / 2)
+
+
+# --------------------------------------------------------------------------------------------------
+# The lite generator: at most 100,000 parameters, all of it at low resolution
+# --------------------------------------------------------------------------------------------------
+
+
+class LiteGenerator(nn.Module):
+    """A plain stack of 3x3 convolutions and PReLU at low resolution, then one pixel shuffle.
+
+    The stack predicts the difference to the nearest-neighbour enlargement. Each convolution between
+    the first and the last starts as the identity plus noise, so the untrained stack passes its
+    input on; measured against ECBSR's branches, that and Muon learn faster (see CHANGELOG).
+
+    Args:
+        config: widths and depths.
+        deployed: accepted for symmetry with `Generator`; both forms are the same.
+    """
+
+    def __init__(self, config: LiteConfig | None = None, *, deployed: bool = False) -> None:
+        super().__init__()
+        self.config = config or LiteConfig()
+        self.deployed = deployed
+        channels, scale = self.config.channels, self.config.scale
+        widths = [3] + [channels] * (self.config.blocks + 1)
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            conv = nn.Conv2d(width_in, width_out, 3, padding=1)
+            if width_in == width_out:
+                with torch.no_grad():
+                    conv.weight[:, :, 1, 1] += torch.eye(width_out)
+            layers += [conv, nn.PReLU(width_out)]
+        self.body = nn.Sequential(*layers)
+        self.tail = nn.Conv2d(channels, 3 * scale * scale, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(scale)
+        with torch.no_grad():
+            for parameter in self.tail.parameters():
+                parameter.mul_(0.1)  # start close to the nearest-neighbour enlargement
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Upscale frames (see the module's docstring)."""
+        copies = self.config.scale**2
+        nearest = frames[:, :, None].expand(-1, -1, copies, -1, -1).flatten(1, 2)
+        x = self.tail(self.body(frames)) + nearest  # (N, 3*s*s, H, W)
+        return cast(Tensor, self.shuffle(x))  # (N, 3, s*H, s*W)
+
+
+# --------------------------------------------------------------------------------------------------
+# The list of networks, and folding
+# --------------------------------------------------------------------------------------------------
+
+Network = Generator | LiteGenerator
+Config = GeneratorConfig | LiteConfig
+
+NETWORKS: dict[str, tuple[type[Network], type[Config]]] = {
+    "srgan": (Generator, GeneratorConfig),
+    "srgan-lite": (LiteGenerator, LiteConfig),
+}
+
+
+def build_network(
+    name: str, config: dict[str, Any] | None = None, *, deployed: bool = False
+) -> Network:
+    """Build a network by its name in `NETWORKS`.
+
+    Args:
+        name: a key of `NETWORKS`.
+        config: fields of its configuration; what is left out takes the default.
+        deployed: build the deploy form.
+
+    Raises:
+        ValueError: the name is unknown, or a field is unknown or out of range.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+    network_type, config_type = NETWORKS[name]
+    try:
+        fields = config_type(**(config or {}))
+    except TypeError as error:
+        raise ValueError(f"bad configuration for network {name!r}: {error}") from error
+    return network_type(cast(Any, fields), deployed=deployed)
+
+
+def network_name(network: Network) -> str:
+    """Return the key of `NETWORKS` that builds this network."""
+    return next(name for name, (kind, _) in NETWORKS.items() if type(network) is kind)
+
+
+@torch.no_grad()
+def fold(network: Network) -> Network:
+    """Return the deploy form of a network: same outputs, plain convolutions, in eval mode.
+
+    Batch normalisation uses its running statistics, as in eval mode. The input is left unchanged;
+    folding a deploy form copies it.
+    """
+    name = network_name(network)
+    deployed = build_network(name, asdict(cast(Any, network.config)), deployed=True)
+    if isinstance(network, Generator) and not network.deployed:
+        deployed.load_state_dict(_folded_state(network))
+    else:
+        deployed.load_state_dict(network.state_dict())
+    return deployed.eval()
+
+
+def _folded_state(network: Generator) -> dict[str, Tensor]:
+    pairs = {"body_conv": "body_norm"}
+    for i in range(network.config.blocks):
+        pairs[f"body.{i}.conv1"] = f"body.{i}.norm1"
+        pairs[f"body.{i}.conv2"] = f"body.{i}.norm2"
+    state = {k: v for k, v in network.state_dict().items() if "norm" not in k}
+    for conv_name, norm_name in pairs.items():
+        norm = cast(nn.BatchNorm2d, network.get_submodule(norm_name))
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        gain = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+        weight = state[f"{conv_name}.weight"]
+        folded = weight.double() * gain[:, None, None, None]
+        state[f"{conv_name}.weight"] = folded.to(weight.dtype)
+        state[f"{conv_name}.bias"] = (norm.bias - mean * gain).to(weight.dtype)
+    state["tail.weight"] = state["tail.weight"] / 2  # [-1, 1] to [0, 1]
+    state["tail.bias"] = (state["tail.bias"] + 1) / 2
+    return state
+
+
+def icnr_(weight: Tensor, factor: int) -> Tensor:
+    """Initialise a sub-pixel convolution so that its output has no checkerboard at the start.
+
+    All factor**2 kernels that pixel shuffle puts into one output channel begin equal, so the stage
+    begins as a nearest-neighbour enlargement (Aitken et al. 2017).
+
+    Args:
+        weight: (C*factor*factor, C_in, k, k), changed in place.
+        factor: the factor of the pixel shuffle that follows.
+    """
+    kernels = torch.empty(weight.shape[0] // factor**2, *weight.shape[1:])
+    nn.init.kaiming_normal_(kernels)
+    with torch.no_grad():
+        return weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Count the trainable numbers of a module."""
+    return sum(p.numel() for p in network.parameters())

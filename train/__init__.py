@@ -1,0 +1,1 @@
+"""Training: makes the weights that engines run. Runs from a checkout, not in the wheel."""

@@ -1,0 +1,79 @@
+"""How close a picture is to its original: PSNR and SSIM on luma, by the protocol of the SR papers.
+
+The protocol (Ledig et al. 2017, section 3.1): 8-bit pictures, Y of BT.601 in studio range, a border
+of `scale` pixels left out. SSIM is that of Wang et al. 2004 (MATLAB's: 11x11 Gaussian window, sigma
+1.5, valid region); the paper's own figures are from the daala package and are not comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
+
+# Y of BT.601 in studio range from R, G, B in 0..255 (ITU-R BT.601, MATLAB's rgb2ycbcr)
+_LUMA = np.array([65.481, 128.553, 24.966]) / 255
+_LUMA_OFFSET = 16.0
+
+
+def to_luma(photo: NDArray[np.uint8], *, shave: int) -> NDArray[np.float64]:
+    """Return Y of an (H, W, 3) uint8 RGB picture in 16..235, float64, without its border."""
+    luma = photo.astype(np.float64) @ _LUMA + _LUMA_OFFSET
+    return luma[shave : luma.shape[0] - shave, shave : luma.shape[1] - shave]
+
+
+def psnr(a: NDArray[np.float64], b: NDArray[np.float64], *, peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal arrays."""
+    error = float(np.mean((a - b) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(peak**2 / error))
+
+
+def ssim(a: NDArray[np.float64], b: NDArray[np.float64], *, peak: float = 255.0) -> float:
+    """Structural similarity of Wang et al. 2004, mean over the valid region of the 11x11 window."""
+    return float(
+        structural_similarity(
+            a, b, data_range=peak, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Means over one test set."""
+
+    psnr_y: float
+    """dB"""
+    ssim_y: float
+    """0..1"""
+
+
+def to_picture(frame: Tensor) -> NDArray[np.uint8]:
+    """Round a (1, 3, H, W) frame in [0, 1] to an (H, W, 3) uint8 picture."""
+    return (frame[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+@torch.inference_mode()
+def evaluate(upscale: Callable[[Tensor], Tensor], folder: Path, *, scale: int = 4) -> Score:
+    """Score an upscaler on a folder of high-resolution pictures.
+
+    Args:
+        upscale: (1, 3, H, W) float32 RGB in [0, 1] to (1, 3, H*scale, W*scale).
+        folder: the originals; the input is made from them by antialiased bicubic shrinking.
+        scale: the factor of the upscaler, and the border that is left out.
+    """
+    scores = []
+    for path in find_photos(folder):
+        original = crop_to_multiple(load_rgb(path), scale)
+        result = to_picture(upscale(to_frame(shrink_bicubic(original, scale))))
+        a, b = to_luma(result, shave=scale), to_luma(original, shave=scale)
+        scores.append((psnr(a, b), ssim(a, b)))
+    return Score(psnr_y=fmean(s[0] for s in scores), ssim_y=fmean(s[1] for s in scores))
