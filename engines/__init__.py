@@ -1,1 +1,85 @@
 """Engines: a network, its weights and a back end that runs it. Knows nothing of files or video."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Literal, get_args
+
+from engines.base import Engine
+from engines.errors import (
+    BackendUnavailable,
+    EngineBuildError,
+    MediaError,
+    UnsupportedShape,
+    VSRError,
+    WeightsError,
+)
+from engines.weights import BUILT_IN, Model, load_model
+
+__all__ = [
+    "BACKENDS",
+    "BUILT_IN",
+    "Backend",
+    "BackendUnavailable",
+    "Engine",
+    "EngineBuildError",
+    "MediaError",
+    "Model",
+    "UnsupportedShape",
+    "VSRError",
+    "WeightsError",
+    "create_engine",
+    "load_model",
+]
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["auto", "openvino", "pytorch"]
+
+# name: (module, class), imported when asked for; `auto` tries them in this order, fastest first
+BACKENDS: dict[str, tuple[str, str]] = {
+    "openvino": ("engines.ov", "OpenVINOEngine"),
+    "pytorch": ("engines.pytorch", "PyTorchEngine"),
+}
+
+
+def create_engine(model: Model, *, backend: Backend = "auto", threads: int | None = None) -> Engine:
+    """Put a model on a back end.
+
+    Args:
+        model: see `load_model`.
+        backend: a key of `BACKENDS`, which is used or raises; or "auto", the fastest that is there
+            (PyTorch where it finds an NVIDIA GPU, else OpenVINO, else PyTorch on the CPU).
+        threads: CPU threads for the inference; None leaves it to the back end.
+
+    Raises:
+        BackendUnavailable: the named back end is not there.
+        EngineBuildError: the back end cannot compile the network.
+        ValueError: the back end's name is unknown.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    if backend != "auto":
+        return _create(backend, model, threads)
+    for name in _fastest_first():
+        try:
+            engine = _create(name, model, threads)
+        except BackendUnavailable as error:
+            log.warning("backend auto passes over %s: %s", name, error)
+        else:
+            log.info("backend auto: %s", engine.description)
+            return engine
+    raise BackendUnavailable(f"none of the back ends {', '.join(BACKENDS)} is there")
+
+
+def _create(name: str, model: Model, threads: int | None) -> Engine:
+    module, kind = BACKENDS[name]
+    engine: Engine = getattr(importlib.import_module(module), kind)(model, threads=threads)
+    return engine
+
+
+def _fastest_first() -> list[str]:
+    import torch
+
+    return sorted(BACKENDS, key=lambda name: torch.cuda.is_available() and name != "pytorch")

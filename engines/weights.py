@@ -43,7 +43,14 @@ class BuiltIn:
     summary: str
 
 
-BUILT_IN: dict[str, BuiltIn] = {}
+BUILT_IN: dict[str, BuiltIn] = {
+    "srgan-lite": BuiltIn(
+        file="srgan-lite.safetensors",
+        sha256="11630a7fde9e5a2a54b9ce0fddfa8bdea1a949177ab07bd42c965fbc8762b8d8",
+        licence="MIT",
+        summary="small and fast, trained for fidelity: adds no detail of its own",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)

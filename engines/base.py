@@ -1,0 +1,69 @@
+"""The call contract of an engine, and what every engine does the same way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from engines.errors import UnsupportedShape
+from engines.weights import Model
+
+
+class Engine(ABC):
+    """A network with its weights on a back end, called like a function.
+
+    ``engine(frames)``:
+
+        frames: (N, 3, H, W) RGB in [0, 1], `engine.dtype`, on `engine.device`; N, H and W at least
+            1, any memory layout. It is read only during the call.
+        Returns (N, 3, H*scale, W*scale), same dtype and device, every value clamped to
+            [0, 1]; a fresh contiguous tensor, safe to keep.
+
+    The frames of a batch do not influence one another. An engine is called from one thread at a
+    time; it may use several threads inside.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another number of dimensions or channels, or another device.
+        UnsupportedShape: an empty batch or frame, or one larger than the back end can take.
+    """
+
+    backend: str
+    """name in `engines.BACKENDS`"""
+
+    def __init__(self, model: Model, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.model = model
+        self.scale = model.scale
+        self.device = device
+        self.dtype = dtype
+
+    @property
+    def description(self) -> str:
+        """What runs where, for people: "openvino fp32 on CPU"."""
+        return f"{self.backend} {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Upscale frames (the contract is in the class's docstring)."""
+        self._check(frames)
+        return self._run(frames).clamp_(0, 1)
+
+    def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
+        """Give back what the back end holds; the engine must not be called afterwards."""
+
+    def _check(self, frames: Tensor) -> None:
+        if not isinstance(frames, Tensor):
+            raise TypeError(f"frames must be a torch.Tensor, got {type(frames).__name__}")
+        if frames.dtype != self.dtype:
+            raise TypeError(f"frames must be {self.dtype}, got {frames.dtype}")
+        if frames.ndim != 4 or frames.shape[1] != 3:
+            raise ValueError(f"frames must be (N, 3, H, W), got {tuple(frames.shape)}")
+        if frames.device.type != self.device.type:
+            raise ValueError(f"frames must be on {self.device}, got {frames.device}")
+        if 0 in frames.shape:
+            raise UnsupportedShape(f"frames must not be empty, got {tuple(frames.shape)}")
+
+    @abstractmethod
+    def _run(self, frames: Tensor) -> Tensor:
+        """Run the network on checked frames; the result is fresh and may leave [0, 1]."""

@@ -1,0 +1,210 @@
+"""The command line: arguments to one job, errors to one line and an exit code.
+
+Exit codes: 0 done, 1 an error as one line on stderr, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tqdm import tqdm
+
+from vsr.version import __version__
+
+if TYPE_CHECKING:
+    from vsr.pipeline import Progress, Result
+
+_EXAMPLES = """\
+examples:
+  vsr upscale clip.mp4                         clip_x4.mp4, four times as large each way
+  vsr upscale old.avi -o new.mkv --scale 2     twice as large, in Matroska
+  vsr upscale dvd.mkv --size 1440x1080 --crf 20 --preset slow
+  vsr upscale photo.jpg                        photo_x4.png, lossless
+  vsr upscale clip.mp4 --encoder libx265 --json -q
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command line."""
+    p = argparse.ArgumentParser(
+        prog="vsr",
+        description="Video super-resolution: the same clip, up to four times as large each way.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--version", action="version", version=f"vsr {__version__}")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser(
+        "upscale",
+        help="upscale a video or a picture",
+        description="Upscale a video (sound, subtitles and timing are kept) or a picture.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    up.add_argument("input", type=Path, metavar="INPUT", help="video or picture")
+    up.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="output file; its suffix names the container (default: INPUT_x4.mp4, .mkv for "
+        "Matroska, .png for a picture)",
+    )
+    weights = up.add_mutually_exclusive_group()
+    weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="own .safetensors weights")
+    up.add_argument(
+        "--backend",
+        choices=("auto", "pytorch", "openvino"),
+        default="auto",
+        help="what runs the network; auto takes the fastest that is there (default)",
+    )
+    target = up.add_mutually_exclusive_group()
+    target.add_argument(
+        "--scale", type=float, metavar="S", help="factor up to the model's own, e.g. 2 or 1.5"
+    )
+    target.add_argument(
+        "--size", type=_size, metavar="WxH", help="output size; the picture's shape is kept"
+    )
+    up.add_argument(
+        "--encoder", default="libx264", metavar="NAME", help="FFmpeg encoder (default: libx264)"
+    )
+    up.add_argument(
+        "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
+    )
+    up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
+    up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    up.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    _add_verbosity(up)
+
+    models = commands.add_parser("models", help="list the built-in models")
+    _add_verbosity(models)
+    return p
+
+
+def _add_verbosity(p: argparse.ArgumentParser) -> None:
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("-q", "--quiet", action="store_true", help="errors only, no progress bar")
+    how.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on errors")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, for example 1280x720, got {text}")
+    return int(match[2]), int(match[1])
+
+
+class _BarHandler(logging.Handler):
+    """Writes log lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        tqdm.write(f"vsr: {level}{self.format(record)}", file=sys.stderr)
+
+
+def _set_up_logging(arguments: argparse.Namespace) -> None:
+    level = logging.WARNING
+    if arguments.quiet:
+        level = logging.ERROR
+    if arguments.verbose:
+        level = logging.DEBUG
+    handler = _BarHandler()
+    for name in ("vsr", "engines"):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = parser().parse_args(argv)
+    _set_up_logging(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    from engines.errors import VSRError
+
+    try:
+        return _models() if arguments.command == "models" else _upscale(arguments)
+    except KeyboardInterrupt:
+        print("vsr: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    except (VSRError, ValueError, MemoryError) as error:
+        if arguments.verbose:
+            logging.getLogger("vsr").debug("traceback", exc_info=True)
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"vsr: error: {text}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _upscale(arguments: argparse.Namespace) -> int:
+    from vsr.pipeline import DEFAULT_MODEL, UpscaleConfig, run
+
+    config = UpscaleConfig(
+        source=arguments.input,
+        output=arguments.output,
+        model=arguments.weights or arguments.model or DEFAULT_MODEL,
+        backend=arguments.backend,
+        scale=arguments.scale,
+        size=arguments.size,
+        encoder=arguments.encoder,
+        crf=arguments.crf,
+        preset=arguments.preset,
+        threads=arguments.threads,
+        overwrite=arguments.overwrite,
+    )
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(unit="frame", disable=True if arguments.quiet else None) as bar:
+
+        def show(progress: Progress) -> None:
+            if progress.total is not None:
+                bar.total = max(progress.total, progress.frames)
+            bar.update(progress.frames - bar.n)
+
+        result = run(config, show)
+        bar.total = result.frames
+    if arguments.json:
+        print(json.dumps(_to_json(result)))
+    elif not arguments.quiet:
+        (height, width), (out_height, out_width) = result.input_size, result.output_size
+        print(
+            f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
+            f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
+            f"({result.fps:.2f} fps), {result.model} on {result.backend}"
+        )
+    return 0
+
+
+def _to_json(result: Result) -> dict[str, object]:
+    """Return the documented fields: paths as text, sizes as [width, height]."""
+    fields = asdict(result)
+    fields |= {"input": str(result.input), "output": str(result.output)}
+    fields |= {"input_size": result.input_size[::-1], "output_size": result.output_size[::-1]}
+    fields |= {"seconds": round(result.seconds, 3), "fps": round(result.fps, 3)}
+    return fields
+
+
+def _models() -> int:
+    from engines.networks import count_parameters
+    from engines.weights import BUILT_IN, load_model
+
+    for name, built_in in BUILT_IN.items():
+        model = load_model(name)
+        print(f"{name}: {built_in.summary}")
+        print(f"  x{model.scale}, {count_parameters(model.net):,} parameters, {built_in.licence}")
+        for test_set, score in sorted(model.training.get("scores", {}).items()):
+            print(f"  {test_set}: PSNR-Y {score['psnr_y']:.2f} dB, SSIM {score['ssim_y']:.4f}")
+    return 0

@@ -1,0 +1,416 @@
+"""The whole program: a chain of generators from file to file.
+
+    decode ─▸ to RGB ─▸ engine ─▸ to planes ─▸ encode
+    thread    thread    thread    thread       the caller's thread
+
+Between two stages stands a queue of `QUEUE_DEPTH`, so at most `QUEUE_DEPTH` + 2 frames exist at
+each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is 54 W*H bytes
+before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 54 * 16 W*H bytes
+after it, plus what the engine and the encoder hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engines import Backend, Engine, create_engine, load_model
+from engines.errors import MediaError, UnsupportedShape
+from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
+from vsr.encode import EncoderSettings, Writer, write_still
+from vsr.threads import in_thread
+from vsr.video import ClipInfo, Reader, Timed
+
+log = logging.getLogger(__name__)
+
+QUEUE_DEPTH = 2
+DEFAULT_MODEL = "srgan-lite"
+# input suffixes whose container the output keeps; any other clip becomes .mp4
+_KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mka": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleConfig:
+    """Everything that shapes one job."""
+
+    source: Path
+    output: Path | None = None
+    """None: beside the source, with the factor in its name"""
+    model: str | Path = DEFAULT_MODEL
+    """a built-in model's name, or a weights file"""
+    backend: Backend = "auto"
+    scale: float | None = None
+    """None: the model's own factor"""
+    size: tuple[int, int] | None = None
+    """(height, width) of the output, instead of `scale`"""
+    encoder: str = "libx264"
+    crf: float | None = None
+    preset: str | None = None
+    threads: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.size is not None:
+            raise ValueError("give scale or size, not both")
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f"scale must be above 0, got {self.scale:g}")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
+        if self.crf is not None and self.crf < 0:
+            raise ValueError(f"crf must not be negative, got {self.crf:g}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is."""
+
+    frames: int
+    """frames written"""
+    total: int | None
+    """frames in the clip, as its container says or suggests; None when it does not"""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job did."""
+
+    input: Path
+    output: Path
+    frames: int
+    input_size: tuple[int, int]
+    """(height, width)"""
+    output_size: tuple[int, int]
+    """(height, width)"""
+    seconds: float
+    """from the first frame to the finished file; loading the model is not in it"""
+    model: str
+    backend: str
+    peak_bytes: int
+    """most memory the process ever held; 0 where the system does not tell"""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, end to end."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+def upscale(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    backend: Backend = "auto",
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
+    encoder: str = "libx264",
+    crf: float | None = None,
+    preset: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Upscale a clip or a still.
+
+    Args:
+        source: any video or picture that FFmpeg reads.
+        output: its suffix names the container; None: `clip_x4.mp4` beside the source.
+        model: a built-in model's name (`vsr models`), or the path of a weights file.
+        backend: "auto" takes the fastest that is there; a named one is used or raises.
+        scale: factor from above 0 to the model's own; below it the result is shrunk by antialiased
+            bicubic interpolation.
+        size: (height, width) instead of `scale`. The picture keeps its shape: where the size has
+            another, a clip's sample aspect ratio changes with a warning, and a still raises.
+        encoder: name of an FFmpeg video encoder.
+        crf: constant quality in the encoder's scale; None: visually lossless.
+        preset: the encoder's speed preset.
+        threads: CPU threads for each stage that has its own; None leaves it to each.
+        overwrite: replace an output that exists.
+        progress: called from this thread after each frame.
+
+    Returns:
+        What was done. The output is complete under its name, or, where this raises, not there.
+
+    Raises:
+        MediaError: the input cannot be read or the output not written.
+        WeightsError: the model does not exist or cannot be loaded.
+        BackendUnavailable, EngineBuildError: the back end is not there or refuses the model.
+        ValueError: an argument is out of its range.
+    """
+    config = UpscaleConfig(
+        source=Path(source),
+        output=None if output is None else Path(output),
+        model=model,
+        backend=backend,
+        scale=scale,
+        size=size,
+        encoder=encoder,
+        crf=crf,
+        preset=preset,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    return run(config, progress or (lambda _: None))
+
+
+def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
+    """Run one job (see `upscale`)."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.output is not None:
+        check_output(config.source, config.output, overwrite=config.overwrite)
+    with Reader(config.source, threads=config.threads) as reader:
+        loaded = load_model(config.model)
+        size = output_size(config, reader.info, loaded.scale)
+        output = config.output or default_output(config, reader.info, loaded.scale)
+        check_output(config.source, output, overwrite=config.overwrite)
+        engine = create_engine(loaded, backend=config.backend, threads=config.threads)
+        with closing(engine):
+            began = time.monotonic()
+            job = _upscale_still if reader.info.is_still else _upscale_clip
+            frames = job(config, reader, engine, output, size, progress)
+            return Result(
+                input=config.source,
+                output=output,
+                frames=frames,
+                input_size=reader.info.size,
+                output_size=size,
+                seconds=time.monotonic() - began,
+                model=loaded.name,
+                backend=engine.backend,
+                peak_bytes=peak_bytes(),
+            )
+
+
+# --------------------------------------------------------------------------------------------------
+# The two kinds of job
+# --------------------------------------------------------------------------------------------------
+
+
+def _upscale_clip(
+    config: UpscaleConfig,
+    reader: Reader,
+    engine: Engine,
+    output: Path,
+    size: tuple[int, int],
+    progress: Callable[[Progress], None],
+) -> int:
+    if reader.info.alpha:
+        log.warning(
+            "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
+        )
+    settings = EncoderSettings(config.encoder, config.crf, config.preset, config.threads)
+    writer = Writer(
+        output,
+        reader,
+        size=size,
+        sample_aspect_ratio=kept_aspect_ratio(reader.info, size),
+        settings=settings,
+    )
+    decoded = CountedFrames(reader.frames())
+    with ExitStack() as stack:
+        stack.callback(writer.abort)
+        frames = in_thread(decoded, depth=QUEUE_DEPTH, name="decode")
+        rgb = in_thread(
+            to_rgb_frames(frames, reader.info.layout, engine), depth=QUEUE_DEPTH, name="to-rgb"
+        )
+        large = in_thread(upscaled(rgb, engine), depth=QUEUE_DEPTH, name="engine")
+        planes = in_thread(
+            to_plane_frames(large, writer.layout, size), depth=QUEUE_DEPTH, name="to-planes"
+        )
+        stack.enter_context(closing(planes))
+        for frame in planes:
+            writer.write(frame)
+            progress(Progress(writer.frames, reader.info.frames))
+        if writer.frames != decoded.count:
+            raise MediaError(f"{decoded.count} frames were decoded but {writer.frames} written")
+        writer.commit()
+    return writer.frames
+
+
+def _upscale_still(
+    config: UpscaleConfig,
+    reader: Reader,
+    engine: Engine,
+    output: Path,
+    size: tuple[int, int],
+    progress: Callable[[Progress], None],
+) -> int:
+    info = reader.info
+    if output.suffix.lower() != ".png":
+        raise MediaError(f"a still is written as .png, got {output}")
+    aspect = kept_aspect_ratio(info, size)
+    if aspect != info.sample_aspect_ratio:
+        raise MediaError(
+            f"--size {size[1]}x{size[0]} would change the shape of {info.path} "
+            f"({info.size[1]}x{info.size[0]})"
+        )
+    planes = next(reader.frames()).value
+    alpha = planes.pop() if info.alpha else None
+    if info.layout.kind == "grey":
+        planes = planes[:1]
+    depth = 8 if info.layout.depth == 8 else 16
+    layout = replace(
+        info.layout,
+        kind="grey" if info.layout.kind == "grey" else "rgb",
+        depth=depth,
+        full_range=True,
+        chroma_step=(1, 1),
+    )
+    result = from_rgb(resize(engine(to_rgb(planes, info.layout)), size), layout)
+    if alpha is not None:
+        grey = PlaneLayout(kind="grey", depth=info.layout.depth, full_range=True)
+        enlarged = resize(engine(to_rgb([alpha], grey)), size)
+        result += from_rgb(enlarged, replace(grey, depth=depth))
+    write_still(output, result, kind=layout.kind, alpha=alpha is not None)
+    progress(Progress(1, 1))
+    return 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Stages
+# --------------------------------------------------------------------------------------------------
+
+
+class CountedFrames:
+    """Counts the frames that pass, so that frames in can be held against frames out."""
+
+    def __init__(self, frames: Iterator[Timed[list[Tensor]]]) -> None:
+        self.count = 0
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[Timed[list[Tensor]]]:
+        for frame in self._frames:
+            self.count += 1
+            yield frame
+
+
+def to_rgb_frames(
+    frames: Iterator[Timed[list[Tensor]]], layout: PlaneLayout, engine: Engine
+) -> Iterator[Timed[Tensor]]:
+    """Turn planes into what the engine takes, (1, 3, H, W) on its device; alpha is left out."""
+    count = len(layout.plane_sizes(1, 1))
+    for frame in frames:
+        planes = [plane.to(engine.device) for plane in frame.value[:count]]
+        rgb = to_rgb(planes, layout).to(engine.dtype)
+        yield Timed(rgb, frame.pts, frame.duration)
+
+
+def upscaled(frames: Iterator[Timed[Tensor]], engine: Engine) -> Iterator[Timed[Tensor]]:
+    """Run the engine."""
+    for frame in frames:
+        yield Timed(engine(frame.value), frame.pts, frame.duration)
+
+
+def to_plane_frames(
+    frames: Iterator[Timed[Tensor]], layout: PlaneLayout, size: tuple[int, int]
+) -> Iterator[Timed[list[Tensor]]]:
+    """Shrink to the output's size and turn into the planes that the encoder takes, on the CPU."""
+    for frame in frames:
+        planes = from_rgb(resize(frame.value.float(), size), layout)
+        yield Timed([plane.cpu() for plane in planes], frame.pts, frame.duration)
+
+
+# --------------------------------------------------------------------------------------------------
+# Sizes and names
+# --------------------------------------------------------------------------------------------------
+
+
+def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int, int]:
+    """Work out (height, width) of the output.
+
+    Raises:
+        UnsupportedShape: larger than the model's factor reaches.
+    """
+    height, width = info.size
+    if config.size is not None:
+        size = config.size
+    else:
+        factor = config.scale or scale
+        # whole chroma samples: an encoder takes 4:2:0 in even sizes only
+        down, across = info.layout.chroma_step if not info.is_still else (1, 1)
+        if factor == scale:
+            size = (height * scale, width * scale)
+        else:
+            size = (
+                max(1, round(height * factor / down)) * down,
+                max(1, round(width * factor / across)) * across,
+            )
+    if size[0] > height * scale or size[1] > width * scale:
+        raise UnsupportedShape(
+            f"{size[1]}x{size[0]} is more than {scale} times {width}x{height}, "
+            "which is as far as the model goes"
+        )
+    return size
+
+
+def kept_aspect_ratio(info: ClipInfo, size: tuple[int, int]) -> Fraction:
+    """Return the sample aspect ratio with which the output is displayed in the input's shape.
+
+    A size that is the input's shape rounded to whole (chroma) samples keeps the ratio as it is.
+    """
+    height, width = info.size
+    down, across = info.layout.chroma_step
+    if (
+        abs(size[0] - Fraction(height * size[1], width)) <= down
+        or abs(size[1] - Fraction(width * size[0], height)) <= across
+    ):
+        return info.sample_aspect_ratio
+    ratio = info.sample_aspect_ratio * Fraction(width * size[0], height * size[1])
+    ratio = ratio.limit_denominator(1 << 15)
+    if not info.is_still:
+        log.warning(
+            "%dx%d has another shape than the input: its samples are displayed %d:%d, so that "
+            "the picture is not distorted",
+            size[1], size[0], ratio.numerator, ratio.denominator,
+        )  # fmt: skip
+    return ratio
+
+
+def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
+    """Name the output: beside the source, `clip_x4.mp4`."""
+    source = config.source
+    if config.size is not None:
+        mark = f"{config.size[1]}x{config.size[0]}"
+    else:
+        mark = f"x{config.scale or scale:g}"
+    suffix = ".png" if info.is_still else _KEPT_SUFFIXES.get(source.suffix.lower(), ".mp4")
+    return source.with_name(f"{source.stem}_{mark}{suffix}")
+
+
+def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the output can have its name.
+
+    Raises:
+        MediaError: its folder is missing, it exists and may not be replaced, or is the source.
+    """
+    if output.is_dir():
+        raise MediaError(f"{output} is a folder, expected the name of a file")
+    if not output.parent.is_dir():
+        raise MediaError(f"the folder of the output, {output.parent}, does not exist")
+    if output.exists():
+        if source.exists() and output.samefile(source):
+            raise MediaError(f"{output} is the input itself")
+        if not overwrite:
+            raise MediaError(f"{output} exists: --overwrite replaces it")
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process ever held, 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
