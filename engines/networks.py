@@ -87,6 +87,7 @@ class UpsampleStage(nn.Module):
         self.shuffle = nn.PixelShuffle(2)
         self.act = nn.PReLU(channels)
         icnr_(self.conv.weight, 2)
+        nn.init.zeros_(cast(Tensor, self.conv.bias))  # unequal ones would be a checkerboard too
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C, 2H, 2W)."""

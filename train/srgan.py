@@ -23,6 +23,7 @@ import csv
 import logging
 import math
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -152,9 +153,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is of another format version.
+        ValueError: it is damaged, foreign or of another format version.
     """
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint of train.srgan, or damaged") from error
     if state.get("version") != CHECKPOINT_VERSION:
         found = state.get("version")
         raise ValueError(f"{path} has version {found}, expected {CHECKPOINT_VERSION}")
@@ -203,9 +207,15 @@ def train(
         command: the command line, kept in the metadata of the weights.
 
     Raises:
-        FileNotFoundError: no photos, or no checkpoint to resume from.
+        FileNotFoundError: no photos, no test sets, or no checkpoint to resume from.
+        ValueError: a number of steps is below 1, or the checkpoint is of another network.
         FloatingPointError: the loss is not finite.
     """
+    for name, every in (("eval_every", eval_every), ("save_every", save_every)):
+        if every < 1:
+            raise ValueError(f"{name} must be at least 1, got {every}")
+    if paths.eval is not None and not paths.eval.is_dir():
+        raise FileNotFoundError(f"folder of test sets {paths.eval} does not exist")
     # --- set up ----------------------------------------------------------------------------------
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -220,10 +230,15 @@ def train(
     start, seconds_before = 0, 0.0
     if resume:
         state = load_checkpoint(paths.checkpoint)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            net.load_state_dict(state["net"])
+            average.load_state_dict(state["average"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError) as error:
+            names = ("network", "channels", "blocks", "optimizer")
+            found, wanted = ({n: c[n] for n in names} for c in (state["config"], asdict(config)))
+            raise ValueError(f"{paths.checkpoint} is of {found}, this run of {wanted}") from error
         sampler.load_state(state["sampler"])
         torch.set_rng_state(state["rng"])
         start, seconds_before = state["step"], state["seconds"]
@@ -247,7 +262,7 @@ def train(
                 "step": step,
                 "seconds": seconds,
                 "config": asdict(config),
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
             },
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -132,6 +133,7 @@ class Writer:
             options = {"max_interleave_delta": "0"}
             if path.suffix.lower() in {".mp4", ".mov", ".m4v"}:
                 options["movflags"] = "+faststart"
+                options["movie_timescale"] = str(_movie_timescale(reader))
             self._container = av.open(str(self.partial_path), "w", container_options=options)
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {path}: {reason(error)}") from error
@@ -196,8 +198,10 @@ class Writer:
                 self._container.mux(packet)
             while self._reader.passengers:
                 packet = self._reader.passengers.popleft()
-                packet.stream = self._copies[packet.stream_index]
-                self._container.mux(packet)
+                copy = self._copies.get(packet.stream_index)
+                if copy is not None:
+                    packet.stream = copy
+                    self._container.mux(packet)
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
 
@@ -273,7 +277,17 @@ class Writer:
         container.metadata.update(_kept_metadata(source.metadata))
         if chapters := source.chapters():
             container.set_chapters(chapters)
-        self._reader.copied = set(self._copies)
+
+
+def _movie_timescale(reader: Reader) -> int:
+    """Choose ticks a second in which the start of each stream is a whole number.
+
+    An edit list shifts a stream's start in these ticks; libavformat's 1000 would round it.
+    """
+    scales = [reader.info.time_base.denominator]
+    scales += [s.time_base.denominator for s in reader.container.streams if s.time_base]
+    common = math.lcm(*scales)
+    return common if common < 1 << 31 else scales[0]
 
 
 # tags that a container writes of itself

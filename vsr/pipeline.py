@@ -15,11 +15,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ from vsr.threads import in_thread
 from vsr.video import ClipInfo, Reader, Timed
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUEUE_DEPTH = 2
 DEFAULT_MODEL = "srgan-lite"
@@ -219,17 +222,16 @@ def _upscale_clip(
         settings=settings,
     )
     decoded = CountedFrames(reader.frames())
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # closes the stages from the last to the first, then the writer
         stack.callback(writer.abort)
-        frames = in_thread(decoded, depth=QUEUE_DEPTH, name="decode")
-        rgb = in_thread(
-            to_rgb_frames(frames, reader.info.layout, engine), depth=QUEUE_DEPTH, name="to-rgb"
-        )
-        large = in_thread(upscaled(rgb, engine), depth=QUEUE_DEPTH, name="engine")
-        planes = in_thread(
-            to_plane_frames(large, writer.layout, size), depth=QUEUE_DEPTH, name="to-planes"
-        )
-        stack.enter_context(closing(planes))
+
+        def stage(frames: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
+            return stack.enter_context(closing(in_thread(frames, depth=QUEUE_DEPTH, name=name)))
+
+        frames = stage(decoded, "decode")
+        rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
+        large = stage(upscaled(rgb, engine), "engine")
+        planes = stage(to_plane_frames(large, writer.layout, size), "to-planes")
         for frame in planes:
             writer.write(frame)
             progress(Progress(writer.frames, reader.info.frames))

@@ -96,7 +96,7 @@ class Reader:
     """Decodes one video stream of a clip, or a still.
 
     Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`. Packets
-    of the streams in `copied` are put aside in `passengers` as they are met.
+    of all other streams are put aside in `passengers` as they are met.
 
     Args:
         path: the file.
@@ -104,8 +104,7 @@ class Reader:
 
     Attributes:
         info: of the picture.
-        copied: the other streams whose packets are kept (the writer sets it; at first empty).
-        passengers: their packets, in file order, for the writer to take.
+        passengers: packets of the other streams, in file order, for the writer to take.
         lost_packets: packets that could not be decoded, so far.
 
     Raises:
@@ -113,7 +112,6 @@ class Reader:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self.copied: set[int] = set()
         self.passengers: deque[av.Packet[Any]] = deque()
         self.lost_packets = 0
         self._path = path
@@ -205,11 +203,12 @@ class Reader:
                 packet = None
             if packet is None:
                 break
-            if packet.stream_index != self.stream.index:
-                if packet.stream_index in self.copied and packet.size:
-                    self.passengers.append(packet)
-            elif packet.size:
+            if not packet.size:
+                continue  # marks the end of a stream
+            if packet.stream_index == self.stream.index:
                 yield from self._decode_packet(packet)
+            else:
+                self.passengers.append(packet)
         yield from self._decode_packet(None)
 
     def _decode_packet(self, packet: av.Packet[Any] | None) -> Iterator[av.VideoFrame]:

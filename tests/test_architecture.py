@@ -1,0 +1,67 @@
+"""Who may import whom: read from the source, as DESIGN has it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for package in ("engines", "train", "vsr") for path in (ROOT / package).rglob("*.py")
+)
+
+# package: what it must not import; a file may be let off by name
+FORBIDDEN = {
+    "engines": {"train", "vsr", "av"},
+    "train": {"vsr", "av", "tensorrt", "torch_tensorrt", "openvino"},
+    "vsr": {"train", "tensorrt", "torch_tensorrt", "openvino", "PIL", "skimage"},
+}
+AV_MODULES = {"vsr/encode.py", "vsr/pixels.py", "vsr/video.py"}
+BACKEND_LIBRARIES = {"openvino": "engines/ov.py"}
+
+
+def imports(path: Path) -> dict[str, bool]:
+    """Top-level packages that a file imports: whether outside of any function."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        for name in names:
+            top = name.split(".")[0]
+            found[top] = found.get(top, False) or id(node) not in inside
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_imports_upwards(path):
+    name = path.relative_to(ROOT).as_posix()
+    found = imports(path)
+    assert not FORBIDDEN[name.split("/")[0]] & found.keys()
+    if name.startswith("vsr/") and name not in AV_MODULES:
+        assert "av" not in found
+    for library, home in BACKEND_LIBRARIES.items():
+        assert library not in found or name == home
+        assert not found.get(library, False), f"{library} must be imported on demand"
+
+
+def test_the_rules_see_what_they_forbid(tmp_path):
+    sneaky = tmp_path / "sneaky.py"
+    sneaky.write_text("import os\ndef f():\n    import av.codec\n")
+    assert imports(sneaky) == {"os": True, "av": False}
+
+
+def test_the_sources_were_found():
+    assert {"engines", "train", "vsr"} == {p.relative_to(ROOT).parts[0] for p in SOURCES}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engines.networks import build_network
+from engines.weights import BUILT_IN, save_weights
+from train.metrics import evaluate
+
+REPOSITORY = Path(__file__).parents[1]
+
+# the document rounds to four decimals of a decibel
+ROUNDING_DB = 1e-4
+# float32 convolutions in another number of threads, before rounding to 8 bits
+THREADS_DB = 0.01
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two test sets of one small picture each; the later name is usually scored first."""
+    folder = tmp_path / "sets"
+    for seed, name in enumerate(("Mine", "Set5")):
+        (folder / name).mkdir(parents=True)
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+        picture = Image.fromarray(noise).resize((50, 42), Image.Resampling.BICUBIC)
+        picture.save(folder / name / "a.png")
+    return folder
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module("quality")
+
+
+def save_lite(path, **config):
+    net = build_network("srgan-lite", {"channels": 8, "blocks": 1, **config}, deployed=True)
+    save_weights(path, net, network="srgan-lite", training={})
+    return net
+
+
+def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, sets):
+    net = save_lite(tmp_path / "tiny.safetensors")
+    command = [sys.executable, "benchmarks/quality.py", "--eval", sets]
+    command += ["--weights", tmp_path / "tiny.safetensors", "--json", tmp_path / "q.json"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    *table, last = result.stdout.splitlines()
+    document = json.loads(last)
+    assert json.loads((tmp_path / "q.json").read_text()) == document
+    assert not list(tmp_path.glob("*.partial"))
+    assert str(tmp_path) not in last  # a result names no path of the machine
+
+    rows = {row["name"]: row for row in document["rows"]}
+    assert list(rows) == ["bicubic", *BUILT_IN, "tiny"]
+    for row in rows.values():
+        assert list(row["scores"]) == ["Set5", "Mine"]
+        (line,) = (line for line in table if line.startswith(row["name"] + " "))
+        for score in row["scores"].values():
+            assert f"{score['psnr_y']:.2f} " in line + " "
+
+    tiny = rows["tiny"]
+    data = (tmp_path / "tiny.safetensors").read_bytes()
+    assert tiny["sha256"] == hashlib.sha256(data).hexdigest()
+    # kernels 3 to 8, 8 to 8, 8 to 48 of 3x3 pixels; biases and PReLU slopes
+    macs = 9 * (3 * 8 + 8 * 8 + 8 * 48)
+    assert tiny["macs_per_lr_pixel"] == macs
+    assert tiny["parameters"] == macs + (8 + 8 + 48) + (8 + 8)
+    with torch.inference_mode():
+        expected = evaluate(net, sets / "Mine")
+    assert tiny["scores"]["Mine"]["psnr_y"] == pytest.approx(expected.psnr_y, abs=THREADS_DB)
+
+    assert rows["bicubic"]["parameters"] == 0
+    assert rows["bicubic"]["scores"]["Set5"]["psnr_y"] == pytest.approx(
+        bicubic_psnr(sets / "Set5" / "a.png"), abs=ROUNDING_DB
+    )
+    assert document["environment"]["torch"] == torch.__version__
+    assert document["protocol"]["scale"] == 4
+    (line,) = (line for line in table if line.startswith("paper"))
+    assert "bicubic 28.43/0.8211" in line
+    assert "SRResNet 32.05/0.9019" in line
+    assert "not comparable" in line
+
+
+def bicubic_psnr(path):
+    """The protocol again, in as few lines."""
+    with Image.open(path) as opened:
+        original = opened.crop((0, 0, 48, 40))  # of 50x42
+    large = original.resize((12, 10), Image.Resampling.BICUBIC).resize(
+        (48, 40), Image.Resampling.BICUBIC
+    )
+    difference = np.asarray(large, np.float64) - np.asarray(original, np.float64)
+    luma = difference @ np.array([65.481, 128.553, 24.966]) / 255
+    return 10 * np.log10(255**2 / (luma[4:-4, 4:-4] ** 2).mean())
+
+
+def test_macs_are_counted_at_the_size_where_they_happen(quality):
+    net = build_network("srgan", {"channels": 8, "blocks": 2}, deployed=True)
+    low = 3 * 8 * 81 + 5 * 8 * 8 * 9  # head; two blocks of two and the one after them
+    stage = 8 * 32 * 9  # one at 1x, one at 2x in each direction
+    assert quality.macs_per_lr_pixel(net) == low + stage + 4 * stage + 16 * 8 * 3 * 81
+
+
+@pytest.mark.parametrize("case", ["no folder", "no sets", "no pictures", "another scale"])
+def test_what_cannot_be_scored_is_one_line_and_exit_code_1(tmp_path, sets, quality, capsys, case):
+    arguments = ["--eval", sets, "--json", tmp_path / "q.json"]
+    if case == "no folder":
+        arguments[1], message = tmp_path / "absent", "absent does not exist: give --eval FOLDER"
+    elif case == "no sets":
+        arguments[1], message = sets / "Mine", "no test sets (folders of pictures) in"
+    elif case == "no pictures":
+        (sets / "Empty").mkdir()
+        message = f"no photos below {sets / 'Empty'}"
+    else:
+        save_lite(tmp_path / "x2.safetensors", scale=2)
+        arguments += ["--weights", tmp_path / "x2.safetensors"]
+        message = "x2 is x2, this benchmark is x4"
+    assert quality.main([str(argument) for argument in arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("quality: error: ")
+    assert message in line
+    assert not (tmp_path / "q.json").exists()

@@ -1,0 +1,151 @@
+"""The call contract of `engines.base.Engine`, on every back end: what "works" means."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from engines import BACKENDS, create_engine, load_model
+from engines.errors import BackendUnavailable, UnsupportedShape
+from engines.networks import build_network, fold
+from engines.weights import Model
+
+# float32 sums in another order, ten layers deep
+TOLERANCE = 1e-5
+
+
+def tiny_model(network: str) -> Model:
+    torch.manual_seed(3)
+    net = build_network(network, {"channels": 8, "blocks": 1})
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return Model("tiny", network, fold(net).requires_grad_(False), 4, {}, "")
+
+
+@pytest.fixture(scope="module", params=["srgan", "srgan-lite"])
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def engine(request, model):
+    engine = create_engine(model, backend=request.param)
+    yield engine
+    engine.close()
+
+
+def frames_of(engine, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, dtype=engine.dtype, device=engine.device)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (2, 3), (17, 23), (40, 64)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_size_comes_back_scaled_and_equal_to_the_network(engine, model, size, count):
+    frames = frames_of(engine, count, 3, *size)
+    result = engine(frames)
+    assert result.shape == (count, 3, size[0] * 4, size[1] * 4)
+    assert result.dtype == engine.dtype
+    assert result.device.type == engine.device.type
+    assert result.is_contiguous()
+    expected = model.net(frames.cpu().float()).clamp(0, 1)
+    torch.testing.assert_close(result.cpu().float(), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_output_stays_in_range(engine):
+    frames = frames_of(engine, 1, 3, 12, 12).round()  # black and white: the net overshoots
+    result = engine(frames)
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+def test_results_are_the_callers_to_keep(engine):
+    first_frames, second_frames = frames_of(engine, 1, 3, 8, 8), frames_of(engine, 1, 3, 8, 8)
+    before = first_frames.clone()
+    first = engine(first_frames)
+    kept = first.clone()
+    second = engine(second_frames)
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+    assert torch.equal(first_frames, before)
+
+
+def test_frames_of_a_batch_do_not_influence_one_another(engine):
+    frames = frames_of(engine, 3, 3, 10, 11)
+    alone = torch.cat([engine(frame[None]) for frame in frames])
+    torch.testing.assert_close(engine(frames), alone, atol=TOLERANCE, rtol=0)
+
+
+def test_any_memory_layout_is_taken(engine):
+    frames = frames_of(engine, 1, 3, 20, 24)
+    strided = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    part = frames_of(engine, 1, 3, 40, 48)[:, :, ::2, ::2]
+    torch.testing.assert_close(engine(strided), engine(frames), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(engine(part), engine(part.contiguous()), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        ((3, 8, 8), ValueError, r"must be \(N, 3, H, W\), got \(3, 8, 8\)"),
+        ((1, 4, 8, 8), ValueError, r"must be \(N, 3, H, W\), got \(1, 4, 8, 8\)"),
+        ((0, 3, 8, 8), UnsupportedShape, "must not be empty"),
+        ((1, 3, 0, 8), UnsupportedShape, "must not be empty"),
+    ],
+)
+def test_bad_shapes_are_refused(engine, shape, error, message):
+    with pytest.raises(error, match=message):
+        engine(frames_of(engine, *shape))
+
+
+def test_bad_types_are_refused(engine):
+    with pytest.raises(TypeError, match=r"must be torch.float\d\d, got torch.uint8"):
+        engine(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"must be a torch.Tensor, got list"):
+        engine([[0.5]])
+
+
+def test_the_description_names_back_end_precision_and_device(engine):
+    assert engine.backend in engine.description
+    assert "float" in engine.description
+    assert str(engine.device) in engine.description
+
+
+# --- choosing a back end --------------------------------------------------------------------------
+
+
+def test_a_named_back_end_is_used_or_raises(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
+    with pytest.raises(BackendUnavailable, match="pip install openvino"):
+        create_engine(model, backend="openvino")
+
+
+def test_auto_says_what_it_passes_over(model, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine = create_engine(model, backend="auto")
+    assert engine.backend == "pytorch"
+    assert "passes over openvino" in caplog.text
+
+
+def test_auto_takes_openvino_on_a_plain_cpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert create_engine(model, backend="auto").backend == "openvino"
+
+
+def test_an_unknown_back_end_is_named(model):
+    with pytest.raises(ValueError, match=r"unknown backend 'onnx'; known: auto, openvino, pytorch"):
+        create_engine(model, backend="onnx")
+
+
+def test_the_built_in_model_beats_its_input(model):
+    """A sanity check of the shipped weights: an edge comes out steeper than bicubic's."""
+    engine = create_engine(load_model("srgan-lite"), backend="pytorch")
+    edge = torch.zeros(1, 3, 16, 16)
+    edge[..., 8:] = 1
+    bicubic = torch.nn.functional.interpolate(edge, scale_factor=4, mode="bicubic").clamp(0, 1)
+    row, smooth = engine(edge)[0, 0, 32], bicubic[0, 0, 32]
+    assert row.diff().max() > 1.2 * smooth.diff().max()

@@ -1,0 +1,342 @@
+"""Whole jobs: what goes in comes out, larger, and nothing is left behind when it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import write_clip
+from media import probe
+
+import vsr
+from engines.errors import MediaError, UnsupportedShape, WeightsError
+from vsr import pipeline
+from vsr.pixels import read_layout
+
+# what yuv420p and x264 at crf 0..16 may do to a flat area, in 8-bit code values
+CODEC_NOISE = 3
+
+
+def read_first_rgb(path: Path, matrix: str, *, full: bool) -> np.ndarray:
+    """Decode the first frame to RGB with swscale, which knows nothing of our converter."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    frame = frame.reformat(
+        format="rgb24", src_colorspace=matrix, src_color_range="jpeg" if full else "mpeg",
+        dst_color_range="jpeg",
+    )  # fmt: skip
+    return frame.to_ndarray().astype(int)
+
+
+def test_a_clip_doubles_in_size_and_keeps_its_frames_and_sound(plain_clip, tiny_weights, tmp_path):
+    seen = []
+    result = vsr.upscale(
+        plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=seen.append
+    )
+    before, after = probe(plain_clip), probe(tmp_path / "out.mp4")
+    assert after.size == (76, 100) == result.output_size
+    assert after.pts_seconds == before.pts_seconds
+    assert after.packets == before.packets
+    assert len(after.packets["audio"][0]) > 10
+    assert (result.frames, result.model, result.input_size) == (10, "tiny", (38, 50))
+    assert [progress.frames for progress in seen] == list(range(1, 11))
+    assert {progress.total for progress in seen} == {10}
+    assert result.seconds > 0
+    assert result.peak_bytes > 10_000_000
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_uneven_timestamps_are_carried_exactly(uneven_clip, tiny_weights, tmp_path):
+    vsr.upscale(uneven_clip, tmp_path / "out.mp4", model=tiny_weights)
+    assert probe(tmp_path / "out.mp4").pts_seconds == probe(uneven_clip).pts_seconds
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_containers_keep_time_and_sound(suffix, plain_clip, tiny_weights, tmp_path):
+    vsr.upscale(plain_clip, tmp_path / f"out{suffix}", model=tiny_weights)
+    before, after = probe(plain_clip), probe(tmp_path / f"out{suffix}")
+    # Matroska counts in milliseconds and from 0: the sound's priming moves the whole clip
+    tick = Fraction(1, 1000) if suffix == ".mkv" else 0
+    shift = after.pts_seconds[0] - before.pts_seconds[0]
+    assert shift == 0 or suffix == ".mkv"
+    for old, new in zip(before.pts_seconds, after.pts_seconds, strict=True):
+        assert abs(old + shift - new) <= tick
+    for old, new in zip(before.packets["audio"][0], after.packets["audio"][0], strict=True):
+        assert abs(old + shift - new) <= tick
+
+
+@pytest.mark.parametrize(
+    ("tags", "matrix"),
+    [
+        ((1, 1, 1, 1), "bt709"),
+        ((6, 6, 6, 1), "bt601"),
+        ((5, 6, 5, 1), "bt601"),
+        ((1, 1, 1, 2), "bt709"),
+        ((9, 16, 9, 1), "bt2020"),
+    ],
+)
+def test_colour_tags_and_colours_are_kept(tags, matrix, tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4", tags=tags, level=200, pts=(0, 500, 1000))
+    vsr.upscale(source, tmp_path / "out.mp4", model=tiny_weights, crf=0)
+    before, after = probe(source), probe(tmp_path / "out.mp4")
+    assert before.tags == after.tags == tags
+    with av.open(str(source)) as old, av.open(str(tmp_path / "out.mp4")) as new:
+        y = [np.median(next(clip.decode(video=0)).to_ndarray()[:30]) for clip in (old, new)]
+    assert abs(y[0] - y[1]) <= CODEC_NOISE
+
+
+@pytest.mark.parametrize("size", [(60, 80), (720, 64)])
+def test_an_untagged_clip_is_tagged_with_the_matrix_that_was_guessed(size, tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4", size=size, pts=(0, 500))
+    assert probe(source).tags[2] == 2
+    vsr.upscale(source, tmp_path / "out.mp4", model=tiny_weights)
+    assert probe(tmp_path / "out.mp4").tags[2] == (6 if size[0] < 577 else 1)
+
+
+def test_sample_aspect_ratio_is_kept(tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4", sample_aspect_ratio=Fraction(64, 45), pts=(0, 500))
+    vsr.upscale(source, tmp_path / "out.mp4", model=tiny_weights)
+    assert probe(tmp_path / "out.mp4").sample_aspect_ratio == Fraction(64, 45)
+
+
+@pytest.mark.parametrize(
+    "pixel_format",
+    ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le", "gray", "nv12"],
+)
+def test_depth_and_chroma_are_kept_where_the_encoder_can(pixel_format, tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4", pixel_format=pixel_format, pts=(0, 500, 1000))
+    vsr.upscale(source, tmp_path / "out.mp4", model=tiny_weights)
+    # FFmpeg decodes monochrome H.264 to 4:2:0 with empty chroma
+    expected = {"nv12": "yuv420p", "gray": "yuv420p"}.get(pixel_format, pixel_format)
+    assert probe(tmp_path / "out.mp4").pixel_format == expected
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "suffix", "expected"),
+    [
+        ("mjpeg", "yuvj422p", ".avi", "yuvj422p"),
+        ("ffv1", "yuv410p", ".mkv", "yuv420p"),
+        ("ffv1", "yuv411p", ".mkv", "yuv422p"),
+        ("ffv1", "gray16le", ".mkv", "yuv420p10le"),
+        ("ffv1", "bgr0", ".mkv", "yuv444p"),
+        ("ffv1", "yuva420p", ".mkv", "yuv420p"),
+        ("png", "rgba", ".mov", "yuv444p"),
+        ("ffv1", "yuv444p16le", ".mkv", "yuv444p10le"),
+    ],
+)
+def test_no_pixel_format_crashes(codec, pixel_format, suffix, expected, tiny_weights, tmp_path):
+    source = write_clip(
+        tmp_path / f"in{suffix}", codec=codec, pixel_format=pixel_format, pts=(0, 1, 2),
+        time_base=Fraction(1, 25),
+    )  # fmt: skip
+    result = vsr.upscale(source, tmp_path / "out.mkv", model=tiny_weights)
+    after = probe(tmp_path / "out.mkv")
+    assert result.frames == len(after.pts_seconds) == 3
+    # yuvj is yuv with the range said in its name; mean colours tell a wrong matrix or plane order
+    assert read_layout(after.pixel_format)[:3] == read_layout(expected)[:3]
+    full = pixel_format.startswith(("yuvj", "gray"))
+    old = read_first_rgb(source, "itu601", full=full).mean((0, 1))
+    new = read_first_rgb(tmp_path / "out.mkv", "itu601", full=full).mean((0, 1))
+    assert np.abs(old - new).max() <= CODEC_NOISE
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (37, 51)])
+def test_odd_sizes_work(size, tiny_weights, tmp_path):
+    source = write_clip(
+        tmp_path / "in.nut", size=size, codec="rawvideo", pts=(0, 1), time_base=Fraction(1, 25)
+    )
+    result = vsr.upscale(source, tmp_path / "out.mkv", model=tiny_weights)
+    assert probe(tmp_path / "out.mkv").size == (size[0] * 2, size[1] * 2) == result.output_size
+
+
+# --- scale and size -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({"scale": 2}, (76, 100)),
+        ({"scale": 1.5}, (56, 76)),
+        ({"scale": 1}, (38, 50)),
+        ({"scale": 0.01}, (2, 2)),
+        ({"size": (76, 100)}, (76, 100)),
+        ({"size": (50, 66)}, (50, 66)),
+    ],
+)
+def test_any_factor_up_to_the_models(arguments, size, plain_clip, tiny_weights, tmp_path):
+    vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, **arguments)
+    after = probe(tmp_path / "out.mp4")
+    assert after.size == size
+    if min(size) > 10:
+        assert after.sample_aspect_ratio == 1
+
+
+def test_another_shape_is_not_distorted_and_said(plain_clip, tiny_weights, tmp_path, caplog):
+    vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, size=(76, 76))
+    after = probe(tmp_path / "out.mp4")
+    assert after.size == (76, 76)
+    displayed = after.sample_aspect_ratio * Fraction(76, 76)
+    assert float(displayed) == pytest.approx(50 / 38, rel=1e-3)
+    assert "is not distorted" in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [{"scale": 2.5}, {"size": (100, 80)}])
+def test_more_than_the_model_gives_is_refused(arguments, plain_clip, tiny_weights, tmp_path):
+    with pytest.raises(UnsupportedShape, match="more than 2 times 50x38"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_odd_size_for_subsampled_chroma_is_refused(plain_clip, tiny_weights, tmp_path):
+    with pytest.raises(MediaError, match="cannot encode 51x39 .* use 52x40"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, size=(39, 51))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 2, "size": (2, 2)}, "give scale or size, not both"),
+        ({"scale": 0}, "scale must be above 0, got 0"),
+        ({"scale": float("nan")}, "scale must be above 0, got nan"),
+        ({"size": (0, 4)}, "size must be at least 1x1, got 4x0"),
+        ({"crf": -1}, "crf must not be negative, got -1"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message, plain_clip):
+    with pytest.raises(ValueError, match=message):
+        vsr.upscale(plain_clip, **arguments)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "name"),
+    [
+        ("clip.mp4", {}, "clip_x4.mp4"),
+        ("clip.avi", {}, "clip_x4.mp4"),
+        ("clip.webm", {}, "clip_x4.mkv"),
+        ("clip.MKV", {"scale": 2}, "clip_x2.mkv"),
+        ("clip.mov", {"scale": 1.5}, "clip_x1.5.mov"),
+        ("clip.mp4", {"size": (720, 1280)}, "clip_1280x720.mp4"),
+    ],
+)
+def test_the_default_name_lies_beside_the_source(source, arguments, name, plain_clip):
+    with pipeline.Reader(plain_clip) as reader:
+        info = reader.info
+    config = pipeline.UpscaleConfig(source=Path("folder") / source, **arguments)
+    assert pipeline.default_output(config, info, 4) == Path("folder") / name
+    still = replace(info, is_still=True)
+    assert pipeline.default_output(config, still, 4).suffix == ".png"
+
+
+# --- failures leave nothing ------------------------------------------------------------------------
+
+
+def test_an_existing_output_is_kept_unless_told(plain_clip, tiny_weights, tmp_path):
+    output = tmp_path / "out.mp4"
+    output.write_text("precious")
+    with pytest.raises(MediaError, match="out.mp4 exists: --overwrite replaces it"):
+        vsr.upscale(plain_clip, output, model=tiny_weights)
+    assert output.read_text() == "precious"
+    vsr.upscale(plain_clip, output, model=tiny_weights, overwrite=True)
+    assert len(probe(output).pts_seconds) == 10
+
+
+def test_the_source_is_never_overwritten(tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4")
+    with pytest.raises(MediaError, match="is the input itself"):
+        vsr.upscale(source, source, model=tiny_weights, overwrite=True)
+
+
+@pytest.mark.parametrize("stage", ["to_rgb", "engine", "from_rgb", "write", "progress"])
+def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
+    stage, plain_clip, tiny_weights, tmp_path, monkeypatch
+):
+    calls = []
+
+    def failing(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) >= 3:
+            raise RuntimeError("stage broke")
+
+    def wrapped(function):
+        def call(*args, **kwargs):
+            failing()
+            return function(*args, **kwargs)
+
+        return call
+
+    progress = failing if stage == "progress" else None
+    if stage == "engine":
+        monkeypatch.setattr("engines.base.Engine.__call__", wrapped(vsr.pipeline.Engine.__call__))
+    elif stage == "write":
+        monkeypatch.setattr(pipeline.Writer, "write", wrapped(pipeline.Writer.write))
+    elif stage != "progress":
+        monkeypatch.setattr(pipeline, stage, wrapped(getattr(pipeline, stage)))
+    with pytest.raises(RuntimeError, match="stage broke"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=progress)
+    assert not list(tmp_path.iterdir())
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"decode", "to-rgb", "engine", "to-planes"}
+
+
+def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):
+    original = pipeline.upscaled
+
+    def forgetful(frames, engine):
+        for index, frame in enumerate(original(frames, engine)):
+            if index != 4:
+                yield frame
+
+    monkeypatch.setattr(pipeline, "upscaled", forgetful)
+    with pytest.raises(MediaError, match="10 frames were decoded but 9 written"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error(plain_clip, tiny_weights, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(MediaError, match=r"cannot write .*out.mp4: no space left on device"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_network_are_refused(plain_clip, tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"pickle")
+    with pytest.raises(WeightsError, match=r"model.pth is a pickle"):
+        vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tmp_path / "model.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no peak memory there")
+def test_memory_does_not_grow_with_the_clip(tiny_weights, tmp_path):
+    """3,000 frames take at most 5 % more memory than 100; a process each, for its own peak."""
+    code = (
+        "import sys, vsr; print(vsr.upscale(sys.argv[1], sys.argv[1] + '.mkv', "
+        "model=sys.argv[2], threads=1, preset='ultrafast').peak_bytes)"
+    )
+    peaks = []
+    for count in (100, 3000):
+        source = write_clip(
+            tmp_path / f"{count}.mkv", pts=tuple(range(0, count * 40, 40)),
+            time_base=Fraction(1, 1000), level=100,
+        )  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, source, tiny_weights],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.05 * peaks[0]

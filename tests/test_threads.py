@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from vsr.threads import in_thread
+
+
+def test_items_arrive_in_order_and_from_another_thread():
+    made_in = []
+
+    def numbers():
+        for number in range(50):
+            made_in.append(threading.current_thread().name)
+            yield number
+
+    assert list(in_thread(numbers(), depth=3, name="maker")) == list(range(50))
+    assert set(made_in) == {"maker"}
+
+
+def test_the_thread_runs_at_most_depth_ahead():
+    made = []
+
+    def numbers():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    items = in_thread(numbers(), depth=4, name="maker")
+    for taken in range(10):
+        next(items)
+        time.sleep(0.01)  # time for the thread to run ahead as far as it may
+        assert len(made) <= taken + 1 + 4 + 1  # taken, queued, in the making
+    items.close()
+
+
+def test_stages_overlap():
+    def slow(items):
+        for item in items:
+            time.sleep(0.02)
+            yield item
+
+    began = time.monotonic()
+    stage = in_thread(slow(range(20)), depth=2, name="one")
+    stage = in_thread(slow(stage), depth=2, name="two")
+    assert list(slow(stage)) == list(range(20))
+    assert time.monotonic() - began < 0.9  # one after the other: 1.2 s
+
+
+def test_an_exception_comes_after_the_items_before_it():
+    def failing():
+        yield 1
+        yield 2
+        raise OSError("broken")
+
+    items = in_thread(failing(), depth=2, name="maker")
+    assert [next(items), next(items)] == [1, 2]
+    with pytest.raises(OSError, match="broken"):
+        next(items)
+    assert not any(thread.name == "maker" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_closing_early_closes_the_source_and_ends_the_thread(taken):
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.append(threading.current_thread().name)
+
+    items = in_thread(in_thread(endless(), depth=2, name="inner"), depth=2, name="outer")
+    for _ in range(taken):
+        next(items)
+    items.close()
+    assert closed == ["inner"]
+    assert not any(thread.name in ("inner", "outer") for thread in threading.enumerate())
+
+
+def test_a_source_that_never_yields_ends():
+    assert list(in_thread(iter(()), depth=1, name="maker")) == []
+
+
+def test_a_depth_below_one_is_refused_at_once():
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        in_thread([1], depth=0, name="maker")

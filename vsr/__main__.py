@@ -1,0 +1,7 @@
+"""`python -m vsr` is the same as `vsr`."""
+
+import sys
+
+from vsr.cli import main
+
+sys.exit(main())
