@@ -97,9 +97,9 @@ def _gradient(size: tuple[int, int], index: int, level: int | None) -> av.VideoF
     if level is not None:
         return av.VideoFrame.from_ndarray(np.full((height, width, 3), level, np.uint8), "rgb24")
     y, x = np.mgrid[:height, :width]
-    red, green = (x * 4 + index * 3) % 256, (y * 5) % 256
-    picture = np.stack([red, green, (red + green) // 2], axis=-1).astype(np.uint8)
-    return av.VideoFrame.from_ndarray(picture, "rgb24")
+    red, green = 60 + 120 * x / width + 2 * (index % 20), 190 - 110 * y / height
+    picture = np.stack([red, green, (red + green) / 2], axis=-1)
+    return av.VideoFrame.from_ndarray(picture.astype(np.uint8), "rgb24")
 
 
 @pytest.fixture(scope="session")

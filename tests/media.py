@@ -46,9 +46,7 @@ def probe(path: Path) -> Probe:
             for chapter in container.chapters()
         ]
         kinds = {s.index: s.type for s in container.streams if s.type in ("audio", "subtitle")}
-        found.languages = [
-            container.streams[index].language or "und" for index in kinds
-        ]
+        found.languages = [container.streams[index].language or "und" for index in kinds]
         for packet in container.demux():
             if packet.stream.index == video.index:
                 try:

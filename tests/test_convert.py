@@ -48,14 +48,18 @@ def every_legal_colour(layout: PlaneLayout) -> list[torch.Tensor]:
     return from_rgb(grid.contiguous(), layout)
 
 
-@pytest.mark.parametrize("layout", [*layouts(), *layouts(depth=10), *layouts(depth=16)], ids=name_of)
+@pytest.mark.parametrize(
+    "layout", [*layouts(), *layouts(depth=10), *layouts(depth=16)], ids=name_of
+)
 def test_to_rgb_equals_the_standard_in_float64(layout):
     planes = every_legal_colour(layout)
     expected = reference_rgb(*(plane.numpy() for plane in planes), layout).clip(0, 1)
     assert np.abs(to_rgb(planes, layout)[0].numpy() - expected).max() < FLOAT32
 
 
-@pytest.mark.parametrize("layout", [*layouts(), *layouts(depth=10), *layouts(depth=16)], ids=name_of)
+@pytest.mark.parametrize(
+    "layout", [*layouts(), *layouts(depth=10), *layouts(depth=16)], ids=name_of
+)
 def test_a_round_trip_stays_within_one_code_value(layout):
     planes = every_legal_colour(layout)
     again = from_rgb(to_rgb(planes, layout), layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -30,17 +29,15 @@ def read_first_rgb(path: Path, matrix: str, *, full: bool) -> np.ndarray:
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     frame = frame.reformat(
-        format="rgb24", src_colorspace=matrix, src_color_range="jpeg" if full else "mpeg",
-        dst_color_range="jpeg",
+        format="rgb24", src_colorspace=matrix, src_color_range=2 if full else 1,
+        dst_color_range=2,
     )  # fmt: skip
     return frame.to_ndarray().astype(int)
 
 
 def test_a_clip_doubles_in_size_and_keeps_its_frames_and_sound(plain_clip, tiny_weights, tmp_path):
     seen = []
-    result = vsr.upscale(
-        plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=seen.append
-    )
+    result = vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=seen.append)
     before, after = probe(plain_clip), probe(tmp_path / "out.mp4")
     assert after.size == (76, 100) == result.output_size
     assert after.pts_seconds == before.pts_seconds
@@ -51,7 +48,7 @@ def test_a_clip_doubles_in_size_and_keeps_its_frames_and_sound(plain_clip, tiny_
     assert {progress.total for progress in seen} == {10}
     assert result.seconds > 0
     assert result.peak_bytes > 10_000_000
-    assert os.listdir(tmp_path) == ["out.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 def test_uneven_timestamps_are_carried_exactly(uneven_clip, tiny_weights, tmp_path):
@@ -196,7 +193,7 @@ def test_more_than_the_model_gives_is_refused(arguments, plain_clip, tiny_weight
 
 
 def test_an_odd_size_for_subsampled_chroma_is_refused(plain_clip, tiny_weights, tmp_path):
-    with pytest.raises(MediaError, match="cannot encode 51x39 .* use 52x40"):
+    with pytest.raises(MediaError, match=r"cannot encode 51x39 .* use 52x40"):
         vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, size=(39, 51))
 
 
@@ -239,13 +236,13 @@ def test_the_default_name_lies_beside_the_source(source, arguments, name, plain_
     assert pipeline.default_output(config, still, 4).suffix == ".png"
 
 
-# --- failures leave nothing ------------------------------------------------------------------------
+# --- failures leave nothing -----------------------------------------------------------------------
 
 
 def test_an_existing_output_is_kept_unless_told(plain_clip, tiny_weights, tmp_path):
     output = tmp_path / "out.mp4"
     output.write_text("precious")
-    with pytest.raises(MediaError, match="out.mp4 exists: --overwrite replaces it"):
+    with pytest.raises(MediaError, match=r"out.mp4 exists: --overwrite replaces it"):
         vsr.upscale(plain_clip, output, model=tiny_weights)
     assert output.read_text() == "precious"
     vsr.upscale(plain_clip, output, model=tiny_weights, overwrite=True)

@@ -4,9 +4,9 @@
     thread    thread    thread    thread       the caller's thread
 
 Between two stages stands a queue of `QUEUE_DEPTH`, so at most `QUEUE_DEPTH` + 2 frames exist at
-each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is 54 W*H bytes
-before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 54 * 16 W*H bytes
-after it, plus what the engine and the encoder hold.
+each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is 54 W*H
+bytes before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 16 times as
+much after it, plus what the engine and the encoder hold.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ class Reader:
         info: of the picture.
         passengers: packets of the other streams, in file order, for the writer to take.
         lost_packets: packets that could not be decoded, so far.
+        damaged_frames: frames that decoded in part, so far.
 
     Raises:
         MediaError: missing, unreadable, no picture in it, or no frame of it can be decoded.
@@ -114,6 +115,7 @@ class Reader:
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self.passengers: deque[av.Packet[Any]] = deque()
         self.lost_packets = 0
+        self.damaged_frames = 0
         self._path = path
         if path.is_dir():
             raise MediaError(f"{path} is a folder, expected a video or a picture")
@@ -157,6 +159,7 @@ class Reader:
             pts = frame.pts if frame.pts is not None else frame.dts
             if pts is None or (last is not None and pts <= last):
                 pts, moved = (0 if last is None else last + 1), moved + 1
+            self.damaged_frames += bool(frame.is_corrupt)
             size = (frame.height, frame.width)
             if size != self.info.size and not reshaped:
                 reshaped = True
@@ -172,9 +175,12 @@ class Reader:
             frame = next(self._decoded, None)
         if moved:
             log.warning("%s: %d frames had no usable timestamp", self._path, moved)
-        if self.lost_packets:
+        if self.lost_packets or self.damaged_frames:
             log.warning(
-                "%s is damaged: %d packets could not be decoded", self._path, self.lost_packets
+                "%s is damaged: %d packets could not be decoded, %d frames only in part",
+                self._path,
+                self.lost_packets,
+                self.damaged_frames,
             )
 
     def _picture_stream(self) -> av.VideoStream:
