@@ -310,9 +310,8 @@ def test_a_picture_keeps_its_kind_and_its_levels(pixel_format, tmp_path, tiny_we
     found, result = read_png(tmp_path / "in_x2.png")
     assert found == pixel_format
     assert result.shape[:2] == (18, 26)
-    # the untrained tiny network adds noise of its own, the same for every picture
     middle = np.atleast_1d(result[8, 13]).astype(float) / top
-    assert np.abs(middle - levels / top).max() < 0.2
+    assert np.abs(middle - levels / top).max() < 0.02
     assert len(set(middle[:3])) == min(channels, 3)
 
 
@@ -328,7 +327,7 @@ def test_grey_with_alpha_stays_both(tmp_path, tiny_weights):
     found, result = read_png(tmp_path / "in_x2.png")
     assert found == "ya8"
     assert result.shape == (16, 32, 2)
-    assert result[8, 16, 0] < 120 < result[8, 16, 1]
+    assert np.abs(result[8, 16].astype(int) - (60, 200)).max() <= 4  # of the tiny network
 
 
 def test_a_picture_is_never_distorted_and_always_png(tmp_path, tiny_weights, capsys):

@@ -25,6 +25,7 @@ from vsr.video import FULL_RANGE, MATRICES, UNTAGGED, ClipInfo, ColourTags, Read
 
 log = logging.getLogger(__name__)
 
+_LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _MATRIX_TAGS: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}
 
 
@@ -247,6 +248,8 @@ class Writer:
             tags = replace(tags, matrix=_MATRIX_TAGS[layout.matrix])
         if layout.full_range:
             tags = replace(tags, range=FULL_RANGE)
+        elif tags.range == FULL_RANGE:  # RGB is full range, the YUV made of it is not
+            tags = replace(tags, range=_LIMITED_RANGE)
         return tags
 
     def _add_copies(self) -> None:
