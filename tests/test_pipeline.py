@@ -321,7 +321,6 @@ def test_weights_of_another_network_are_refused(plain_clip, tmp_path):
         upscale(plain_clip, tmp_path / "out.mp4", model=tmp_path / "model.pth")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no peak memory there")
 def test_memory_does_not_grow_with_the_clip(tiny_weights, tmp_path):
     """3,000 frames take at most 5 % more memory than 100; a process each, for its own peak."""
