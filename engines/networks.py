@@ -138,7 +138,7 @@ class LiteGenerator(nn.Module):
 
     The stack predicts the difference to the nearest-neighbour enlargement. Each convolution between
     the first and the last starts as the identity plus noise, so the untrained stack passes its
-    input on; measured against ECBSR's branches, that and Muon learn faster (see CHANGELOG).
+    input on.
 
     Args:
         config: widths and depths.

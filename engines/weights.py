@@ -46,7 +46,7 @@ class BuiltIn:
 BUILT_IN: dict[str, BuiltIn] = {
     "srgan-lite": BuiltIn(
         file="srgan-lite.safetensors",
-        sha256="11630a7fde9e5a2a54b9ce0fddfa8bdea1a949177ab07bd42c965fbc8762b8d8",
+        sha256="d5624a461d487fb0bcf3338933492b069b5c02796c0c8d6925b91d0bf7682cbd",
         licence="MIT",
         summary="small and fast, trained for fidelity: adds no detail of its own",
     ),
