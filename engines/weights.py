@@ -127,7 +127,12 @@ def load_model(source: str | Path) -> Model:
 
 
 def _built_in_bytes(name: str) -> bytes:
-    data = (resources.files("engines") / "weights" / BUILT_IN[name].file).read_bytes()
+    try:
+        data = (resources.files("engines") / "weights" / BUILT_IN[name].file).read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"built-in weights {name!r} are missing: reinstall vsr-pipeline"
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != BUILT_IN[name].sha256:
         raise WeightsError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class PatchSampler:
     def _load(self, path: Path) -> tuple[Tensor, Tensor] | None:
         try:
             photo = crop_to_multiple(load_rgb(path), self.scale)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             log.warning("skipping %s: %s", path, error)
             return None
         if min(photo.shape[:2]) < self.lr_crop * self.scale:

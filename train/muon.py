@@ -20,7 +20,10 @@ _ROUNDS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring all singular values of each matrix near 1 (0.7 to 1.2), by Newton-Schulz iteration.
+    """Bring the singular values of each matrix near 1, by Newton-Schulz iteration.
+
+    Those of a rectangular matrix end between about 0.7 and 1.2; the smallest of a square one may
+    stay below.
 
     Args:
         matrices: (..., rows, columns), float32.

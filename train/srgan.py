@@ -76,6 +76,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
             raise ValueError(f"unknown network {self.network!r}; known: {', '.join(NETWORKS)}")
+        if self.loss not in get_args(LossName):
+            raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(get_args(LossName))}")
+        if self.optimizer not in get_args(OptimizerName):
+            known = ", ".join(get_args(OptimizerName))
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
         for name in ("steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -246,6 +251,7 @@ def train(
 
     # --- the loop ------------------------------------------------------------------------------
     losses: list[float] = []
+    logged = 0  # losses that are in the log
     step, began = start, time.monotonic()
 
     def save() -> None:
@@ -267,8 +273,10 @@ def train(
         )
 
     def publish() -> None:
+        nonlocal logged
         scores = score(average, paths.eval)
-        append_log(paths.out / "log.csv", step, losses[-eval_every:], scores)
+        append_log(paths.out / "log.csv", step, losses[logged:], scores)
+        logged = len(losses)
         export(
             average,
             paths.weights,
@@ -280,34 +288,32 @@ def train(
         )
 
     stop = StopRequest()
-    try:
-        with tqdm(total=config.steps, initial=start, unit="step", disable=None) as bar, stop:
-            while step < config.steps and not stop.requested:
-                for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = config.learning_rate * config.rate_at(step)
-                    optimizer.zero_grad(set_to_none=True)
-                lr, hr = (patches.to(device) for patches in sampler.batch(config.batch))
-                loss = pixel_loss(config.loss, net(lr), hr)
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(f"the loss is {losses[-1]} at step {step}")
-                for optimizer in optimizers:
-                    optimizer.step()
-                step += 1
-                # a short memory at first, so that the average forgets the random start
-                update_average(average, net, min(config.ema, step / (step + 10)))
-                bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-                bar.update()
-                if step % eval_every == 0 and step < config.steps:
-                    publish()
-                if step % save_every == 0:
-                    save()
-    finally:
-        if step > start and all(map(math.isfinite, losses[-1:])):
-            save()
-    publish()
+    with tqdm(total=config.steps, initial=start, unit="step", disable=None) as bar, stop:
+        while step < config.steps and not stop.requested:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * config.rate_at(step)
+                optimizer.zero_grad(set_to_none=True)
+            lr, hr = (patches.to(device) for patches in sampler.batch(config.batch))
+            loss = pixel_loss(config.loss, net(lr), hr)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}")
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+            # a short memory at first, so that the average forgets the random start
+            update_average(average, net, min(config.ema, step / (step + 10)))
+            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+            bar.update()
+            if step % eval_every == 0 and step < config.steps:
+                publish()
+            if step % save_every == 0:
+                save()
+    if step > start:  # never after an exception: a step may be half done
+        save()
+        publish()
     return losses
 
 
