@@ -194,3 +194,17 @@ def test_a_saved_state_continues_the_draws(tmp_path):
     restarted.load_state(state)
     for found, wanted in zip(restarted.batch(4), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_of_several_candidates_the_most_detailed_patch_is_taken(tmp_path):
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    flat[:, 32:] = np.random.default_rng(0).integers(0, 256, (64, 32, 3))  # the right half is busy
+    Image.fromarray(flat).save(tmp_path / "half.png")
+
+    def detail(candidates: int) -> float:
+        sampler = PatchSampler(
+            [tmp_path / "half.png"], crop=16, scale=4, seed=0, candidates=candidates
+        )
+        return float(sampler.batch(40)[1].std(dim=(1, 2, 3)).mean())
+
+    assert detail(4) > 1.3 * detail(1)

@@ -340,3 +340,22 @@ def test_memory_does_not_grow_with_the_clip(tiny_weights, tmp_path):
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_streams_lie_side_by_side_in_the_output(tiny_weights, tmp_path):
+    """Sound is not written ahead of the picture by more than the input has it."""
+    source = write_clip(tmp_path / "in.mp4", pts=tuple(range(0, 200 * 512, 512)), audio_seconds=8)
+    remuxed = tmp_path / "remuxed.mkv"  # the fixture writes all sound last
+    with av.open(str(source)) as old, av.open(str(remuxed), "w") as new:
+        copies = {s.index: new.add_stream_from_template(s, opaque=True) for s in old.streams}
+        packets = [packet for packet in old.demux() if packet.size]
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            packet.stream = copies[packet.stream_index]
+            new.mux(packet)
+    upscale(remuxed, tmp_path / "out.mkv", model=tiny_weights)
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        latest = {0: 0.0, 1: 0.0}
+        for packet in container.demux():
+            if packet.size:
+                latest[packet.stream_index] = float(packet.pts * packet.time_base)
+                assert abs(latest[0] - latest[1]) < 1.5  # x264 keeps some 40 frames back

@@ -72,16 +72,21 @@ class PatchSampler:
             left out.
         crop: side of the high-resolution patch, pixels; a multiple of `scale`.
         scale: the factor of the network.
+        candidates: of this many random places the one with the most detail is taken; most of a
+            photo is smooth, and teaches little.
         seed: of the random draws; `state` and `load_state` carry them over a restart.
 
     Raises:
         ValueError: `crop` does not divide by `scale`, or no photo is left.
     """
 
-    def __init__(self, paths: Iterable[Path], *, crop: int, scale: int, seed: int) -> None:
+    def __init__(
+        self, paths: Iterable[Path], *, crop: int, scale: int, seed: int, candidates: int = 1
+    ) -> None:
         if crop < scale or crop % scale:
             raise ValueError(f"crop must be a multiple of the scale {scale}, got {crop}")
         self.lr_crop = crop // scale
+        self.candidates = candidates
         self.scale = scale
         with ThreadPoolExecutor() as pool:
             pairs = list(pool.map(self._load, paths))
@@ -120,15 +125,30 @@ class PatchSampler:
         lr_patches: list[Tensor] = []
         hr_patches: list[Tensor] = []
         for _ in range(size):
-            hr, lr = self.pairs[self._draw(len(self.pairs))]
-            top = self._draw(lr.shape[1] - self.lr_crop + 1)
-            left = self._draw(lr.shape[2] - self.lr_crop + 1)
+            places = [self._draw_place() for _ in range(self.candidates)]
+            (hr, lr), top, left = max(places, key=self._detail) if places[1:] else places[0]
             turns, mirrored = self._draw(4), bool(self._draw(2))
             for photo, factor, patches in ((lr, 1, lr_patches), (hr, self.scale, hr_patches)):
                 y, x, side = top * factor, left * factor, self.lr_crop * factor
                 patch = torch.rot90(photo[:, y : y + side, x : x + side], turns, (1, 2))
                 patches.append(patch.flip(2) if mirrored else patch)
         return torch.stack(lr_patches).float() / 255, torch.stack(hr_patches).float() / 255
+
+    def _draw_place(self) -> tuple[tuple[Tensor, Tensor], int, int]:
+        """Draw a pair of photos, and the top left corner of a patch on its low-resolution grid."""
+        pair = self.pairs[self._draw(len(self.pairs))]
+        height, width = pair[1].shape[1:]
+        return (
+            pair,
+            self._draw(height - self.lr_crop + 1),
+            self._draw(width - self.lr_crop + 1),
+        )
+
+    def _detail(self, place: tuple[tuple[Tensor, Tensor], int, int]) -> float:
+        """Measure detail: the mean step between neighbours of the low-resolution patch."""
+        (_, lr), top, left = place
+        patch = lr[:, top : top + self.lr_crop, left : left + self.lr_crop].float()
+        return float(patch.diff(dim=1).abs().mean() + patch.diff(dim=2).abs().mean())
 
     def _draw(self, bound: int) -> int:
         return int(torch.randint(bound, (), generator=self.random))

@@ -67,6 +67,7 @@ class TrainConfig:
     steps: int = 60_000
     batch: int = 16
     crop: int = 96  # side of the high-resolution patch, pixels
+    candidates: int = 1  # of so many random patches the most detailed is taken
     learning_rate: float = 1e-3
     warmup_steps: int = 100  # the rate rises linearly from 0
     cooldown_steps: int = 0  # the rate falls linearly to 0 over the last steps
@@ -81,7 +82,7 @@ class TrainConfig:
         if self.optimizer not in get_args(OptimizerName):
             known = ", ".join(get_args(OptimizerName))
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
-        for name in ("steps", "batch", "crop"):
+        for name in ("steps", "batch", "crop", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "cooldown_steps"):
@@ -229,7 +230,13 @@ def train(
     average = copy.deepcopy(net)
     optimizers = make_optimizers(config, net)
     photos = find_photos(paths.data)
-    sampler = PatchSampler(photos, crop=config.crop, scale=net.config.scale, seed=config.seed)
+    sampler = PatchSampler(
+        photos,
+        crop=config.crop,
+        scale=net.config.scale,
+        seed=config.seed,
+        candidates=config.candidates,
+    )
     log.info("%d photos, %.0f MB in memory", len(sampler.pairs), sampler.held_bytes / 1e6)
     commit = describe_commit()
     start, seconds_before = 0, 0.0

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,6 +118,7 @@ class Writer:
         self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.frames = 0
         self._packets = 0
+        self._written_seconds = -inf
         self._reader = reader
         self._copies: dict[int, Any] = {}
         info = reader.info
@@ -131,7 +133,7 @@ class Writer:
         self._format, self.layout = _output_format(codec, info)
         _check_size(size, self.layout, settings.name)
         try:
-            options = {"max_interleave_delta": "0"}
+            options: dict[str, str] = {}
             if path.suffix.lower() in {".mp4", ".mov", ".m4v"}:
                 options["movflags"] = "+faststart"
                 options["movie_timescale"] = str(_movie_timescale(reader))
@@ -196,15 +198,29 @@ class Writer:
         try:
             for packet in self._stream.encode(picture):
                 self._packets += packet.size > 0
+                if packet.dts is not None and packet.time_base:
+                    self._written_seconds = float(packet.dts * packet.time_base)
                 self._container.mux(packet)
-            while self._reader.passengers:
-                packet = self._reader.passengers.popleft()
-                copy = self._copies.get(packet.stream_index)
-                if copy is not None:
-                    packet.stream = copy
-                    self._container.mux(packet)
+            self._mux_passengers(inf if picture is None else self._written_seconds)
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
+
+    def _mux_passengers(self, until_seconds: float) -> None:
+        """Mux the other streams' packets up to a time.
+
+        They wait here for the picture, which is late by the depth of the pipeline and the encoder,
+        so that the container gets its streams side by side and buffers little itself.
+        """
+        passengers = self._reader.passengers
+        while passengers:
+            packet = passengers[0]
+            if packet.dts is not None and packet.dts * packet.time_base > until_seconds:
+                return
+            passengers.popleft()
+            copy = self._copies.get(packet.stream_index)
+            if copy is not None:
+                packet.stream = copy
+                self._container.mux(packet)
 
     def _add_picture(
         self,
