@@ -3,9 +3,9 @@
 Two networks share one call: ``net(frames)`` takes (N, 3, H, W) RGB in [0, 1] and returns
 (N, 3, H*scale, W*scale) RGB, nominally in [0, 1] and not clamped.
 
-Each exists in two forms with the same outputs. The *training* form holds what only learning needs,
-batch normalisation. The *deploy* form is what an engine runs and what a weights file holds: plain
-convolutions and PReLU. `fold` turns the first into the second.
+Each exists in two forms with the same outputs. The *training* form holds what only learning needs:
+batch normalisation, which the lite generator does without. The *deploy* form is what an engine runs
+and what a weights file holds: plain convolutions and PReLU. `fold` turns the first into the second.
 """
 
 from __future__ import annotations

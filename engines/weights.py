@@ -7,7 +7,7 @@ A file describes itself. Its metadata (all strings, as the format wants):
     config      JSON: the network's configuration
     scale       "4"
     colour      "RGB in [0, 1], transfer as in the file, full range"
-    training    JSON: command, data, steps, commit, scores
+    training    JSON: commands, data, steps, commit, config, scores
 
 Built-in weights lie in `engines/weights/`, each with a card (Markdown) beside it.
 """
@@ -65,7 +65,7 @@ class Model:
     """deploy form, eval mode, float32, on the CPU"""
     scale: int
     training: dict[str, Any]
-    """command, steps, commit, config and scores, as far as the file tells"""
+    """commands, data, steps, commit, config and scores, as far as the file tells"""
     sha256: str
     """of the whole file"""
 

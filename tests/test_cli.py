@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import write_clip
 from media import probe
+from PIL import Image, ImageOps
 
 from vsr.cli import main
 from vsr.version import __version__
@@ -138,7 +139,7 @@ def test_wrong_usage_exits_2(arguments, capsys):
 
 def test_values_out_of_range_exit_2(capsys, plain_clip):
     assert failure(capsys, "upscale", plain_clip, "--scale", "-1") == (
-        2, "vsr: error: scale must be above 0, got -1",
+        2, "vsr: error: scale must be above 0 and finite, got -1",
     )  # fmt: skip
 
 
@@ -250,9 +251,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing(number, tmp_path, tiny_weights):
     source = write_clip(tmp_path / "in.mp4", size=(240, 320), pts=tuple(range(0, 512 * 2000, 512)))
     command = [sys.executable, "-m", "vsr", "upscale", source, "--weights", tiny_weights]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        partial = tmp_path / "in_x2.partial.mp4"
         until = time.monotonic() + 60
-        while not (partial.exists() and partial.stat().st_size > 1000):
+        while not any(path.stat().st_size > 1000 for path in tmp_path.glob("*.partial.mp4")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -339,3 +339,32 @@ def test_a_picture_is_never_distorted_and_always_png(tmp_path, tiny_weights, cap
     code, line = failure(capsys, "upscale", source, "-o", tmp_path / "out.jpg", *more)
     assert (code, "a still is written as .png" in line) == (1, True)
     assert names_in(tmp_path) == ["in.png"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_comes_out_upright(orientation, tmp_path, tiny_weights, capsys):
+    corner = np.zeros((24, 40, 3), np.uint8)
+    corner[:8, :12] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source = tmp_path / "photo.jpg"
+    Image.fromarray(corner).save(source, quality=95, subsampling=0, exif=exif)
+    with Image.open(source) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    assert main(["upscale", str(source), "--weights", str(tiny_weights)]) == 0
+    _, result = read_png(tmp_path / "photo_x2.png")
+    assert result.shape == (upright.shape[0] * 2, upright.shape[1] * 2, 3)
+    if orientation in (1, 3, 6, 8):  # a mirrored one is not told by FFmpeg through PyAV
+        difference = np.abs(result[::2, ::2].astype(int) - upright)
+        assert difference.mean() < 4
+
+
+def test_a_reader_of_stdout_that_went_away_is_no_error(tmp_path, tiny_weights):
+    source = write_clip(tmp_path / "in.mp4")
+    command = [sys.executable, "-m", "vsr", "upscale", source, "--weights", tiny_weights, "--json"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(probe(tmp_path / "in_x2.mp4").pts_seconds) == 10

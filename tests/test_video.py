@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -20,7 +22,7 @@ from vsr.pixels import (
     read_planes,
     write_planes,
 )
-from vsr.video import Reader
+from vsr.video import Reader, Timeline
 
 
 def test_info_says_what_the_clip_is(tmp_path):
@@ -87,19 +89,57 @@ def test_damage_in_the_middle_is_counted_and_passed_over(tmp_path, caplog):
     assert "is damaged" in caplog.text
 
 
-def test_timestamps_always_increase(plain_clip, caplog, monkeypatch):
-    class Repeating:
-        def __init__(self, frame):
-            self.frame = frame
+def test_timestamps_stay_as_they_are_while_they_increase():
+    timeline = Timeline(jump=1000)
+    assert [timeline.place(t, 40) for t in (-80, 0, 40, 43, 5000)] == [-80, 0, 40, 43, 5000]
+    assert timeline.moved == 0
 
-        def __getattr__(self, name):
-            return 7 if name == "pts" else getattr(self.frame, name)
 
-    with Reader(plain_clip) as reader:
-        monkeypatch.setattr(reader, "_decoded", map(Repeating, reader._decoded))
-        times = [frame.pts for frame in reader.frames()]
-    assert times == [0, 7, 8, 9, 10, 11, 12, 13, 14, 15]
-    assert "8 frames had no usable timestamp" in caplog.text
+def test_a_missing_or_late_timestamp_follows_its_predecessor():
+    timeline = Timeline(jump=1000)
+    assert [timeline.place(t, 40) for t in (None, None, 70, 80, 80, 120)] == [
+        0,
+        40,
+        70,
+        80,
+        81,
+        120,
+    ]
+    assert timeline.moved == 3
+
+
+def test_what_follows_a_jump_back_moves_on_together():
+    timeline = Timeline(jump=1000)
+    times = (9000, 9040, 9080, 0, 40, 90, 200)
+    assert [timeline.place(t, 40) for t in times] == [9000, 9040, 9080, 9120, 9160, 9210, 9320]
+    assert (timeline.moved, timeline.jumps) == (0, 1)
+
+
+def test_a_stream_without_timestamps_is_spaced_by_its_rate(tmp_path, caplog):
+    path = write_clip(tmp_path / "raw.h264", pts=tuple(range(0, 5120, 512)))
+    with Reader(path) as reader:
+        times = [frame.pts * reader.info.time_base for frame in reader.frames()]
+        rate = reader.info.average_rate
+    assert len(times) == 10
+    for before, after in pairwise(times):
+        assert float((after - before) * rate) == pytest.approx(1, rel=0.01)
+
+
+def test_a_clip_that_breaks_off_is_said_to(tmp_path, caplog):
+    whole = write_clip(
+        tmp_path / "whole.mkv", pts=tuple(range(0, 4000, 40)), time_base=Fraction(1, 1000)
+    )
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with Reader(cut) as reader:
+        list(reader.frames())
+    assert re.search(r"cut.mkv breaks off at [12]\.\d s of 4.0 s", caplog.text)
+
+
+def test_names_are_names_not_patterns_or_protocols(tmp_path):
+    for name in ("a:b.mp4", "p%03d.mp4", "we ird ünï.mp4"):
+        with Reader(write_clip(tmp_path / "x.mp4").rename(tmp_path / name)) as reader:
+            assert reader.info.size == (38, 50)
 
 
 def test_a_change_of_size_in_the_middle_is_resized_and_said(tmp_path, caplog):
@@ -136,10 +176,14 @@ def test_what_is_no_clip_is_refused(tmp_path):
     text.write_text("this is not a video\n" * 100)
     empty = tmp_path / "empty.mp4"
     empty.touch()
+    ansi = tmp_path / "notes.txt"
+    ansi.write_text("this is not a video either\n" * 100)
     for path, message in [
         (text, r"cannot read .*notes.mp4: invalid data"),
         (empty, r"cannot read .*empty.mp4: "),
         (tmp_path / "missing.mp4", r"cannot read .*missing.mp4: no such file"),
+        (ansi, r"notes.txt is text, expected a video"),
+        (tmp_path / "IMG_1.HEIC", r"HEIF pictures cannot be read yet"),
         (tmp_path, r"is a folder, expected a video or a picture"),
     ]:
         with pytest.raises(MediaError, match=message):

@@ -240,6 +240,7 @@ def train(
     log.info("%d photos, %.0f MB in memory", len(sampler.pairs), sampler.held_bytes / 1e6)
     commit = describe_commit()
     start, seconds_before = 0, 0.0
+    commands = [command]  # the one that began the run, and each that resumed it
     if resume:
         state = load_checkpoint(paths.checkpoint)
         try:
@@ -254,6 +255,7 @@ def train(
         sampler.load_state(state["sampler"])
         torch.set_rng_state(state["rng"])
         start, seconds_before = state["step"], state["seconds"]
+        commands = [*state.get("commands", []), command]
         log.info("resuming at step %d", start)
 
     # --- the loop ------------------------------------------------------------------------------
@@ -275,6 +277,7 @@ def train(
                 "step": step,
                 "seconds": seconds,
                 "config": asdict(config),
+                "commands": commands,
                 "torch": str(torch.__version__),
             },
         )
@@ -289,7 +292,8 @@ def train(
             paths.weights,
             config,
             step=step,
-            command=command,
+            commands=commands,
+            data=f"{paths.data.name}, {len(sampler.pairs)} photos",
             commit=commit,
             scores=scores,
         )
@@ -379,7 +383,8 @@ def export(
     config: TrainConfig,
     *,
     step: int,
-    command: str,
+    commands: list[str],
+    data: str,
     commit: str,
     scores: dict[str, Score],
 ) -> None:
@@ -389,7 +394,8 @@ def export(
         fold(net),
         network=config.network,
         training={
-            "command": command,
+            "commands": commands,
+            "data": data,
             "steps": step,
             "commit": commit,
             "config": asdict(config),

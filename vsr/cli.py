@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -124,6 +125,11 @@ def _set_up_logging(arguments: argparse.Namespace) -> None:
         logger.setLevel(level)
         logger.handlers = [handler]
         logger.propagate = False
+    # what the codec libraries print themselves; their last word is in our one line of error
+    libraries = logging.getLogger("libav")
+    libraries.handlers, libraries.propagate = [handler], False
+    libraries.setLevel(logging.INFO if arguments.verbose else logging.CRITICAL)
+    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 knows no other way: errors only
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,41 +137,64 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _set_up_logging(arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    from engines.errors import VSRError
-
     try:
-        return _models() if arguments.command == "models" else _upscale(arguments)
+        result = _models() if arguments.command == "models" else _upscale(arguments)
+        return _print(result)
     except KeyboardInterrupt:
         print("vsr: interrupted, nothing was written", file=sys.stderr)
         return 130
-    except (VSRError, ValueError, MemoryError) as error:
-        if arguments.verbose:
-            logging.getLogger("vsr").debug("traceback", exc_info=True)
+    except Exception as error:  # one line for people; -v says where
+        logging.getLogger("vsr").debug("traceback", exc_info=True)
+        from engines.errors import VSRError
+
         text = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, VSRError | _UsageError):
+            text = f"unexpected {type(error).__name__}: {text} (-v shows where)"
         print(f"vsr: error: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2 if isinstance(error, _UsageError) else 1
+
+
+class _UsageError(Exception):
+    """An argument that only the job's own checks could refuse."""
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _upscale(arguments: argparse.Namespace) -> int:
+def _print(text: str) -> int:
+    """Print results; a reader that has gone away is none of our business."""
+    try:
+        if text:
+            print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the flush at exit
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        print(f"vsr: error: cannot write to stdout: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _upscale(arguments: argparse.Namespace) -> str:
     from vsr.pipeline import DEFAULT_MODEL, UpscaleConfig, run
 
-    config = UpscaleConfig(
-        source=arguments.input,
-        output=arguments.output,
-        model=arguments.weights or arguments.model or DEFAULT_MODEL,
-        backend=arguments.backend,
-        scale=arguments.scale,
-        size=arguments.size,
-        encoder=arguments.encoder,
-        crf=arguments.crf,
-        preset=arguments.preset,
-        threads=arguments.threads,
-        overwrite=arguments.overwrite,
-    )
+    try:
+        config = UpscaleConfig(
+            source=arguments.input,
+            output=arguments.output,
+            model=arguments.weights or arguments.model or DEFAULT_MODEL,
+            backend=arguments.backend,
+            scale=arguments.scale,
+            size=arguments.size,
+            encoder=arguments.encoder,
+            crf=arguments.crf,
+            preset=arguments.preset,
+            threads=arguments.threads,
+            overwrite=arguments.overwrite,
+        )
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
     # disable=None: no bar where stderr is not a terminal
     with tqdm(unit="frame", disable=True if arguments.quiet else None) as bar:
 
@@ -177,15 +206,15 @@ def _upscale(arguments: argparse.Namespace) -> int:
         result = run(config, show)
         bar.total = result.frames
     if arguments.json:
-        print(json.dumps(_to_json(result)))
-    elif not arguments.quiet:
-        (height, width), (out_height, out_width) = result.input_size, result.output_size
-        print(
-            f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
-            f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
-            f"({result.fps:.2f} fps), {result.model} on {result.backend}"
-        )
-    return 0
+        return json.dumps(_to_json(result))
+    if arguments.quiet:
+        return ""
+    (height, width), (out_height, out_width) = result.input_size, result.output_size
+    return (
+        f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
+        f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
+        f"({result.fps:.2f} fps), {result.model} on {result.backend}"
+    )
 
 
 def _to_json(result: Result) -> dict[str, object]:
@@ -197,14 +226,16 @@ def _to_json(result: Result) -> dict[str, object]:
     return fields
 
 
-def _models() -> int:
+def _models() -> str:
     from engines.networks import count_parameters
     from engines.weights import BUILT_IN, load_model
 
+    lines = []
     for name, built_in in BUILT_IN.items():
         model = load_model(name)
-        print(f"{name}: {built_in.summary}")
-        print(f"  x{model.scale}, {count_parameters(model.net):,} parameters, {built_in.licence}")
+        size = f"{count_parameters(model.net):,} parameters"
+        lines += [f"{name}: {built_in.summary}", f"  x{model.scale}, {size}, {built_in.licence}"]
         for test_set, score in sorted(model.training.get("scores", {}).items()):
-            print(f"  {test_set}: PSNR-Y {score['psnr_y']:.2f} dB, SSIM {score['ssim_y']:.4f}")
-    return 0
+            result = f"PSNR-Y {score['psnr_y']:.2f} dB, SSIM {score['ssim_y']:.4f}"
+            lines.append(f"  {test_set}: {result}")
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 Kind = Literal["yuv", "rgb", "grey"]
 Matrix = Literal["bt601", "bt709", "bt2020", "smpte240m", "fcc"]
-Siting = Literal["left", "centre", "topleft"]
+Siting = Literal["left", "centre"]
 
 # (Kr, Kb) of each matrix, ITU-T H.273 table 4
 LUMA_WEIGHTS: dict[Matrix, tuple[float, float]] = {
@@ -78,7 +78,7 @@ class PlaneLayout:
     @property
     def sited(self) -> tuple[bool, bool]:
         """Whether chroma lies on the first luma sample of its group: (vertically, horizontally)."""
-        return self.siting == "topleft", self.siting != "centre"
+        return False, self.siting == "left"
 
     def plane_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (height, width) of each plane of a frame."""
@@ -216,3 +216,15 @@ def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(rgb, size, mode="bicubic", antialias=True, align_corners=False).clamp_(
         0, 1
     )
+
+
+def oriented(plane: Tensor, display_matrix: Sequence[int]) -> Tensor:
+    """Turn and mirror a plane (H, W) in quarter turns as a display matrix says.
+
+    The matrix is FFmpeg's: a, b, u, c, d, v, x, y, w with x' = a x + c y and y' = b x + d y.
+    """
+    a, b, c, d = (display_matrix[index] for index in (0, 1, 3, 4))
+    if abs(b) > abs(a):  # rows become columns
+        plane, a, d = plane.mT, c, b
+    flips = [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
+    return plane.flip(flips) if flips else plane

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
@@ -22,7 +24,19 @@ from torch import Tensor
 from engines.errors import MediaError
 from vsr.convert import Kind, Matrix, PlaneLayout
 from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
-from vsr.video import FULL_RANGE, MATRICES, UNTAGGED, ClipInfo, ColourTags, Reader, Timed, reason
+from vsr.video import (
+    FULL_RANGE,
+    JUMP_SECONDS,
+    MATRICES,
+    UNTAGGED,
+    ClipInfo,
+    ColourTags,
+    Reader,
+    Timed,
+    Timeline,
+    file_url,
+    reason,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +98,19 @@ class EncoderSettings:
         return options
 
 
+def new_partial(path: Path) -> Path:
+    """Create an empty file beside `path`, of a name nobody else has, to be renamed to it.
+
+    Raises:
+        OSError: the folder does not take it.
+    """
+    while True:
+        name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"
+        with suppress(FileExistsError):
+            path.with_name(name).touch(exist_ok=False)
+            return path.with_name(name)
+
+
 class Writer:
     """Encodes planes into a clip, beside the other streams of the clip they came from.
 
@@ -115,10 +142,10 @@ class Writer:
         settings: EncoderSettings,
     ) -> None:
         self.path = path
-        self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.frames = 0
         self._packets = 0
         self._written_seconds = -inf
+        self._timelines: dict[int, Timeline] = {}
         self._reader = reader
         self._copies: dict[int, Any] = {}
         info = reader.info
@@ -133,12 +160,17 @@ class Writer:
         self._format, self.layout = _output_format(codec, info)
         _check_size(size, self.layout, settings.name)
         try:
+            self.partial_path = new_partial(path)
+        except OSError as error:
+            raise MediaError(f"cannot write {path}: {reason(error)}") from error
+        try:
             options: dict[str, str] = {}
             if path.suffix.lower() in {".mp4", ".mov", ".m4v"}:
                 options["movflags"] = "+faststart"
                 options["movie_timescale"] = str(_movie_timescale(reader))
-            self._container = av.open(str(self.partial_path), "w", container_options=options)
+            self._container = av.open(file_url(self.partial_path), "w", container_options=options)
         except (FFmpegError, OSError, ValueError) as error:
+            self.partial_path.unlink(missing_ok=True)
             raise MediaError(f"cannot write {path}: {reason(error)}") from error
         try:
             self._stream = self._add_picture(codec, size, sample_aspect_ratio, settings)
@@ -187,7 +219,9 @@ class Writer:
             raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
 
     def abort(self) -> None:
-        """Close and remove what was written; harmless after `commit`."""
+        """Remove what was written and close; harmless after `commit`."""
+        with suppress(OSError):  # Windows removes no open file: again below
+            self.partial_path.unlink()
         try:
             self._container.close()
         except (FFmpegError, OSError) as error:
@@ -218,9 +252,23 @@ class Writer:
                 return
             passengers.popleft()
             copy = self._copies.get(packet.stream_index)
-            if copy is not None:
-                packet.stream = copy
-                self._container.mux(packet)
+            if copy is None:
+                continue
+            self._keep_increasing(packet)
+            packet.stream = copy
+            self._container.mux(packet)
+
+    def _keep_increasing(self, packet: av.Packet[Any]) -> None:
+        """Move a packet on where its stream jumps back, as the picture is moved."""
+        timeline = self._timelines.setdefault(
+            packet.stream_index, Timeline(jump=round(JUMP_SECONDS / packet.time_base))
+        )
+        if packet.dts is None:
+            return
+        dts = timeline.place(packet.dts, packet.duration or 1)
+        if packet.pts is not None:
+            packet.pts += dts - packet.dts
+        packet.dts = dts
 
     def _add_picture(
         self,
@@ -386,10 +434,12 @@ def write_still(path: Path, planes: Sequence[Tensor], *, kind: Kind, alpha: bool
     encoder.time_base = Fraction(1)
     frame.color_range = FULL_RANGE
     packets = [*encoder.encode(frame), *encoder.encode(None)]
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial = None
     try:
+        partial = new_partial(path)
         partial.write_bytes(b"".join(bytes(packet) for packet in packets))
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {reason(error)}") from error

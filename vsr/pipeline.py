@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,19 +28,20 @@ from torch import Tensor
 
 from engines import Backend, Engine, create_engine, load_model
 from engines.errors import MediaError, UnsupportedShape
-from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
+from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
 from vsr.encode import EncoderSettings, Writer, write_still
 from vsr.threads import in_thread
-from vsr.video import ClipInfo, Reader, Timed
+from vsr.video import ClipInfo, Reader, Timed, reason
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 QUEUE_DEPTH = 2
+MOST_THREADS = 256
 DEFAULT_MODEL = "srgan-lite"
 # input suffixes whose container the output keeps; any other clip becomes .mp4
-_KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mka": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
+_KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,14 @@ class UpscaleConfig:
     def __post_init__(self) -> None:
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"scale must be above 0, got {self.scale:g}")
+        if self.scale is not None and not 0 < self.scale < inf:
+            raise ValueError(f"scale must be above 0 and finite, got {self.scale:g}")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
-        if self.crf is not None and self.crf < 0:
-            raise ValueError(f"crf must not be negative, got {self.crf:g}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.crf is not None and not 0 <= self.crf < inf:
+            raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,31 +171,36 @@ def upscale(
 
 def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
     """Run one job (see `upscale`)."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     if config.output is not None:
         check_output(config.source, config.output, overwrite=config.overwrite)
-    with Reader(config.source, threads=config.threads) as reader:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        reader = stack.enter_context(Reader(config.source, threads=config.threads))
         loaded = load_model(config.model)
         size = output_size(config, reader.info, loaded.scale)
         output = config.output or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
-        with closing(engine):
-            began = time.monotonic()
-            job = _upscale_still if reader.info.is_still else _upscale_clip
-            frames = job(config, reader, engine, output, size, progress)
-            return Result(
-                input=config.source,
-                output=output,
-                frames=frames,
-                input_size=reader.info.size,
-                output_size=size,
-                seconds=time.monotonic() - began,
-                model=loaded.name,
-                backend=engine.backend,
-                peak_bytes=peak_bytes(),
-            )
+        stack.enter_context(closing(engine))
+        began = time.monotonic()
+        if reader.info.is_still:
+            frames = _upscale_still(config, reader, engine, output, size)
+            progress(Progress(1, 1))
+        else:
+            frames = _upscale_clip(config, reader, engine, output, size, progress)
+        return Result(
+            input=config.source,
+            output=output,
+            frames=frames,
+            input_size=reader.info.size,
+            output_size=size,
+            seconds=time.monotonic() - began,
+            model=loaded.name,
+            backend=engine.backend,
+            peak_bytes=peak_bytes(),
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -214,54 +221,49 @@ def _upscale_clip(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
         )
     settings = EncoderSettings(config.encoder, config.crf, config.preset, config.threads)
-    writer = Writer(
-        output,
-        reader,
-        size=size,
-        sample_aspect_ratio=kept_aspect_ratio(reader.info, size),
-        settings=settings,
-    )
-    decoded = CountedFrames(reader.frames())
+    aspect = kept_aspect_ratio(config, reader.info, size)
+    writer = Writer(output, reader, size=size, sample_aspect_ratio=aspect, settings=settings)
+    if aspect != reader.info.sample_aspect_ratio:
+        log.warning(
+            "%dx%d has another shape than the input: its samples are displayed %d:%d, so that "
+            "the picture is not distorted",
+            size[1], size[0], aspect.numerator, aspect.denominator,
+        )  # fmt: skip
     with ExitStack() as stack:  # closes the stages from the last to the first, then the writer
         stack.callback(writer.abort)
 
         def stage(frames: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
             return stack.enter_context(closing(in_thread(frames, depth=QUEUE_DEPTH, name=name)))
 
-        frames = stage(decoded, "decode")
+        frames = stage(reader.frames(), "decode")
         rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
         large = stage(upscaled(rgb, engine), "engine")
         planes = stage(to_plane_frames(large, writer.layout, size), "to-planes")
         for frame in planes:
             writer.write(frame)
             progress(Progress(writer.frames, reader.info.frames))
-        if writer.frames != decoded.count:
-            raise MediaError(f"{decoded.count} frames were decoded but {writer.frames} written")
+        if writer.frames != reader.frames_read:
+            raise MediaError(
+                f"{reader.frames_read} frames were decoded but {writer.frames} written"
+            )
         writer.commit()
     return writer.frames
 
 
 def _upscale_still(
-    config: UpscaleConfig,
-    reader: Reader,
-    engine: Engine,
-    output: Path,
-    size: tuple[int, int],
-    progress: Callable[[Progress], None],
+    config: UpscaleConfig, reader: Reader, engine: Engine, output: Path, size: tuple[int, int]
 ) -> int:
     info = reader.info
     if output.suffix.lower() != ".png":
         raise MediaError(f"a still is written as .png, got {output}")
-    aspect = kept_aspect_ratio(info, size)
-    if aspect != info.sample_aspect_ratio:
+    if kept_aspect_ratio(config, info, size) != info.sample_aspect_ratio:
         raise MediaError(
             f"--size {size[1]}x{size[0]} would change the shape of {info.path} "
             f"({info.size[1]}x{info.size[0]})"
         )
     planes = next(reader.frames()).value
-    alpha = planes.pop() if info.alpha else None
-    if info.layout.kind == "grey":
-        planes = planes[:1]
+    alpha = planes[-1] if info.alpha else None
+    planes = planes[: len(info.layout.plane_sizes(1, 1))]
     depth = 8 if info.layout.depth == 8 else 16
     layout = replace(
         info.layout,
@@ -273,29 +275,19 @@ def _upscale_still(
     result = from_rgb(resize(engine(to_rgb(planes, info.layout)), size), layout)
     if alpha is not None:
         grey = PlaneLayout(kind="grey", depth=info.layout.depth, full_range=True)
-        enlarged = resize(engine(to_rgb([alpha], grey)), size)
-        result += from_rgb(enlarged, replace(grey, depth=depth))
+        levels = to_rgb([alpha], grey)
+        constant = bool(levels.min() == levels.max())  # what is opaque stays wholly opaque
+        enlarged = levels[..., :1, :1].expand(1, 3, *size) if constant else engine(levels)
+        result += from_rgb(resize(enlarged, size), replace(grey, depth=depth))
+    if info.display_matrix is not None:  # PNG has no rotation: turn the pixels themselves
+        result = [oriented(plane, info.display_matrix) for plane in result]
     write_still(output, result, kind=layout.kind, alpha=alpha is not None)
-    progress(Progress(1, 1))
     return 1
 
 
 # --------------------------------------------------------------------------------------------------
 # Stages
 # --------------------------------------------------------------------------------------------------
-
-
-class CountedFrames:
-    """Counts the frames that pass, so that frames in can be held against frames out."""
-
-    def __init__(self, frames: Iterator[Timed[list[Tensor]]]) -> None:
-        self.count = 0
-        self._frames = frames
-
-    def __iter__(self) -> Iterator[Timed[list[Tensor]]]:
-        for frame in self._frames:
-            self.count += 1
-            yield frame
 
 
 def to_rgb_frames(
@@ -340,15 +332,11 @@ def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int,
         size = config.size
     else:
         factor = config.scale or scale
-        # whole chroma samples: an encoder takes 4:2:0 in even sizes only
-        down, across = info.layout.chroma_step if not info.is_still else (1, 1)
-        if factor == scale:
-            size = (height * scale, width * scale)
-        else:
-            size = (
-                max(1, round(height * factor / down)) * down,
-                max(1, round(width * factor / across)) * across,
-            )
+        even = 1 if info.is_still or factor == scale else 2  # encoders take 4:2:0 in even sizes
+        size = (
+            max(1, round(height * factor / even)) * even,
+            max(1, round(width * factor / even)) * even,
+        )
     if size[0] > height * scale or size[1] > width * scale:
         raise UnsupportedShape(
             f"{size[1]}x{size[0]} is more than {scale} times {width}x{height}, "
@@ -357,27 +345,23 @@ def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int,
     return size
 
 
-def kept_aspect_ratio(info: ClipInfo, size: tuple[int, int]) -> Fraction:
+def kept_aspect_ratio(config: UpscaleConfig, info: ClipInfo, size: tuple[int, int]) -> Fraction:
     """Return the sample aspect ratio with which the output is displayed in the input's shape.
 
-    A size that is the input's shape rounded to whole (chroma) samples keeps the ratio as it is.
+    It is the input's own for a `scale`, and for a `size` that is the input's shape rounded to the
+    nearest even number.
     """
+    if config.size is None:
+        return info.sample_aspect_ratio
     height, width = info.size
-    down, across = info.layout.chroma_step
+    even = 1 if info.is_still else 2
     if (
-        abs(size[0] - Fraction(height * size[1], width)) <= down
-        or abs(size[1] - Fraction(width * size[0], height)) <= across
+        size[0] == round(Fraction(height * size[1], width * even)) * even
+        or size[1] == round(Fraction(width * size[0], height * even)) * even
     ):
         return info.sample_aspect_ratio
     ratio = info.sample_aspect_ratio * Fraction(width * size[0], height * size[1])
-    ratio = ratio.limit_denominator(1 << 15)
-    if not info.is_still:
-        log.warning(
-            "%dx%d has another shape than the input: its samples are displayed %d:%d, so that "
-            "the picture is not distorted",
-            size[1], size[0], ratio.numerator, ratio.denominator,
-        )  # fmt: skip
-    return ratio
+    return ratio.limit_denominator(1 << 15)
 
 
 def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
@@ -397,15 +381,18 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     Raises:
         MediaError: its folder is missing, it exists and may not be replaced, or is the source.
     """
-    if output.is_dir():
-        raise MediaError(f"{output} is a folder, expected the name of a file")
-    if not output.parent.is_dir():
-        raise MediaError(f"the folder of the output, {output.parent}, does not exist")
-    if output.exists():
-        if source.exists() and output.samefile(source):
-            raise MediaError(f"{output} is the input itself")
-        if not overwrite:
-            raise MediaError(f"{output} exists: --overwrite replaces it")
+    try:
+        if output.is_dir():
+            raise MediaError(f"{output} is a folder, expected the name of a file")
+        if not output.parent.is_dir():
+            raise MediaError(f"the folder of the output, {output.parent}, does not exist")
+        if output.exists():
+            if source.exists() and output.samefile(source):
+                raise MediaError(f"{output} is the input itself")
+            if not overwrite:
+                raise MediaError(f"{output} exists: --overwrite replaces it")
+    except OSError as error:
+        raise MediaError(f"cannot write {output}: {reason(error)}") from error
 
 
 def peak_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -61,7 +62,6 @@ def _in_thread(iterable: Iterable[T], depth: int, name: str) -> Generator[T, Non
 
     thread = threading.Thread(target=produce, name=name, daemon=True)
     thread.start()
-    item: object = None
     try:
         while True:
             item = items.get()
@@ -72,6 +72,7 @@ def _in_thread(iterable: Iterable[T], depth: int, name: str) -> Generator[T, Non
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        while item is not _END and not isinstance(item, _Raised):
-            item = items.get()  # make room, so that the thread sees `closed`
+        while thread.is_alive():  # make room, so that the thread sees `closed`
+            with suppress(queue.Empty):
+                items.get(timeout=0.05)
         thread.join()

@@ -44,7 +44,12 @@ MATRICES: dict[int, Matrix] = {
 UNTAGGED = (0, 2, 3)  # RGB on a YUV format, unspecified, reserved
 FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
-_STILL_SUFFIXES = frozenset({".avif", ".heic", ".heif"})  # stills in a clip's container
+_STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
+_TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
+_CENTRED_CHROMA = frozenset({"mjpeg", "mpeg1video", "vp8", "webp"})
+_FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
+JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
+_MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,7 @@ class Reader:
         passengers: packets of the other streams, in file order, for the writer to take.
         lost_packets: packets that could not be decoded, so far.
         damaged_frames: frames that decoded in part, so far.
+        frames_read: frames that `frames` has yielded, so far.
 
     Raises:
         MediaError: missing, unreadable, no picture in it, or no frame of it can be decoded.
@@ -116,14 +122,21 @@ class Reader:
         self.passengers: deque[av.Packet[Any]] = deque()
         self.lost_packets = 0
         self.damaged_frames = 0
+        self.frames_read = 0
         self._path = path
-        if path.is_dir():
-            raise MediaError(f"{path} is a folder, expected a video or a picture")
+        self._end_seconds = 0.0
+        if path.suffix.lower() in _TILED_SUFFIXES:
+            raise MediaError(f"{path}: HEIF pictures cannot be read yet: convert it to PNG or JPEG")
         try:
-            self.container = av.open(str(path), "r")
+            if path.is_dir():
+                raise MediaError(f"{path} is a folder, expected a video or a picture")
+            # a still's name is no pattern for a sequence of files
+            self.container = av.open(file_url(path), "r", options={"pattern_type": "none"})
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot read {path}: {reason(error)}") from error
         try:
+            if self.container.format.name == "tty":  # FFmpeg would film a text file
+                raise MediaError(f"{path} is text, expected a video or a picture")
             self.stream = self._picture_stream()
             self.stream.thread_type = "AUTO"
             self.stream.codec_context.thread_count = threads or 0
@@ -150,15 +163,15 @@ class Reader:
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
 
-        Timestamps strictly increase: where a clip breaks that, the frame is moved to one tick after
-        the last, and the end says how many were moved.
+        Timestamps are the clip's own as long as they increase; see `Timeline` for those that do
+        not. What had to be mended, and what could not be read, is said in warnings at the end.
         """
-        last, moved, reshaped = None, 0, False
+        reshaped = False
+        step = max(1, round(1 / (self.info.average_rate * self.info.time_base)))
+        timeline = Timeline(jump=round(JUMP_SECONDS / self.info.time_base))
         frame, self._first = self._first, None
         while frame is not None:
-            pts = frame.pts if frame.pts is not None else frame.dts
-            if pts is None or (last is not None and pts <= last):
-                pts, moved = (0 if last is None else last + 1), moved + 1
+            pts = timeline.place(frame.pts, frame.duration or step)
             self.damaged_frames += bool(frame.is_corrupt)
             size = (frame.height, frame.width)
             if size != self.info.size and not reshaped:
@@ -170,18 +183,32 @@ class Reader:
             if size != self.info.size or frame.format.name != self._format:
                 height, width = self.info.size
                 frame = frame.reformat(width=width, height=height, format=self._format)
+            self.frames_read += 1
             yield Timed(read_planes(frame), pts, frame.duration or 0)
-            last = pts
             frame = next(self._decoded, None)
-        if moved:
-            log.warning("%s: %d frames had no usable timestamp", self._path, moved)
+        self._say_what_is_wrong(timeline)
+
+    def _say_what_is_wrong(self, timeline: Timeline) -> None:
+        if timeline.moved:
+            log.warning("%s: %d frames had no usable timestamp", self._path, timeline.moved)
+        if timeline.jumps:
+            log.warning(
+                "%s: its time jumps back %d times: what follows was moved on",
+                self._path,
+                timeline.jumps,
+            )
         if self.lost_packets or self.damaged_frames:
             log.warning(
                 "%s is damaged: %d packets could not be decoded, %d frames only in part",
-                self._path,
-                self.lost_packets,
-                self.damaged_frames,
-            )
+                self._path, self.lost_packets, self.damaged_frames,
+            )  # fmt: skip
+        if self.container.duration:
+            start = self.container.start_time or 0
+            promised = (start + self.container.duration) / av.time_base
+            if promised - self._end_seconds > _MISSING_SECONDS and not self.info.is_still:
+                log.warning(
+                    "%s breaks off at %.1f s of %.1f s", self._path, self._end_seconds, promised
+                )
 
     def _picture_stream(self) -> av.VideoStream:
         pictures = [
@@ -211,6 +238,9 @@ class Reader:
                 break
             if not packet.size:
                 continue  # marks the end of a stream
+            if packet.pts is not None and packet.stream.type != "subtitle":
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                self._end_seconds = max(self._end_seconds, end)
             if packet.stream_index == self.stream.index:
                 yield from self._decode_packet(packet)
             else:
@@ -235,6 +265,8 @@ class Reader:
             or self.container.format.name == "image2"
             or self._path.suffix.lower() in _STILL_SUFFIXES
         )
+        if frame.format.has_palette:  # which may hold transparent colours, and seldom does
+            alpha = bool((read_planes(frame.reformat(format=name))[-1] < 255).any())
         if frame.format.name.startswith("ya"):  # grey with alpha, read as equal R, G, B
             kind = "grey"
         tags = ColourTags(
@@ -247,7 +279,8 @@ class Reader:
         if kind == "grey" and is_still:
             full = full or tags.range == 0
         time_base = Fraction(stream.time_base or Fraction(1, 1000))
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
+        rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
         seconds = float(stream.duration * time_base) if stream.duration else 0.0
         if not seconds and self.container.duration:
             seconds = self.container.duration / av.time_base
@@ -260,7 +293,7 @@ class Reader:
                 full_range=full,
                 matrix=MATRICES.get(tags.matrix, guess),
                 chroma_step=step,
-                siting="centre" if context.name == "mjpeg" else "left",
+                siting="centre" if context.name in _CENTRED_CHROMA else "left",
             ),
             tags=tags,
             alpha=alpha,
@@ -274,14 +307,68 @@ class Reader:
         return info, name
 
 
+class Timeline:
+    """Keeps timestamps increasing: as they are while they do, moved where they do not.
+
+    One that is missing, or a little late, follows its predecessor. Where they jump back by more
+    than `jump`, as in joined recordings, they and all that follow move on together.
+
+    Args:
+        jump: ticks.
+
+    Attributes:
+        moved: timestamps that could not be kept, those after a jump aside.
+        jumps: how often they jumped back.
+    """
+
+    def __init__(self, *, jump: int) -> None:
+        self.moved = 0
+        self.jumps = 0
+        self._jump = jump
+        self._offset = 0
+        self._next: int | None = None
+        self._last: int | None = None
+
+    def place(self, time: int | None, duration: int) -> int:
+        """Return where to put something that wants to be at `time`, for `duration` ticks."""
+        placed = None if time is None else time + self._offset
+        if self._last is not None and placed is not None and placed <= self._last:
+            if self._last - placed > self._jump and time is not None and self._next is not None:
+                self.jumps += 1
+                self._offset = self._next - time
+                placed = self._next
+            else:
+                placed = self._last + 1
+                self.moved += 1
+        if placed is None:
+            placed = self._next if self._next is not None else 0
+            self.moved += 1
+        self._last, self._next = placed, placed + max(1, duration)
+        return placed
+
+
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
-    for data in cast(Any, frame.side_data):  # iterates over the entries themselves
+    try:
+        entries = list(cast(Any, frame.side_data))
+    except ValueError:  # a kind of side data that PyAV has no name for, such as EXIF
+        turn = frame.rotation % 360
+        cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
+        matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
+        return (*(value << 16 for value in matrix), 1 << 30) if turn else None
+    for data in entries:
         if data.type == SideDataType.DISPLAYMATRIX:
             return tuple(int(value) for value in np.frombuffer(bytes(data), np.int32))
     return None
 
 
+def file_url(path: Path) -> str:
+    """Name a file for FFmpeg, which takes "a:b.mp4" for a protocol called a."""
+    return f"file:{path}"
+
+
 def reason(error: Exception) -> str:
-    """Say in a few words what a library complained of."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text[:1].lower() + text[1:] if text else type(error).__name__
+    """Say in a few words what a library complained of, with the last line of its log."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = text[:1].lower() + text[1:]
+    last = getattr(error, "log", None)
+    return f"{text} ({' '.join(str(last[2]).split())})" if last else text
