@@ -46,7 +46,7 @@ class BuiltIn:
 BUILT_IN: dict[str, BuiltIn] = {
     "srgan-lite": BuiltIn(
         file="srgan-lite.safetensors",
-        sha256="d5624a461d487fb0bcf3338933492b069b5c02796c0c8d6925b91d0bf7682cbd",
+        sha256="bb5f10918dd1d8ca14ab044ba3c6216a0cfa32bf4af48a609263bf9fa18dcd8a",
         licence="MIT",
         summary="small and fast, trained for fidelity: adds no detail of its own",
     ),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from engines.networks import build_network, fold
 from engines.weights import load_model
+from train.data import find_photos
 from train.srgan import (
     RunPaths,
     TrainConfig,
@@ -202,7 +203,8 @@ def test_a_run_leaves_a_checkpoint_a_log_and_weights(tmp_path, photos, network):
 
     model = load_model(paths.weights)
     assert (model.network, model.scale) == (network, 4)
-    assert model.training["command"] == "the command"
+    assert model.training["commands"] == ["the command"]
+    assert model.training["data"] == f"{paths.data.name}, {len(find_photos(paths.data))} photos"
     assert model.training["steps"] == 4
     assert model.training["config"] == asdict(config)
     scores = model.training["scores"]["Two"]
@@ -331,9 +333,10 @@ def test_resuming_takes_the_checkpoints_configuration_unless_told(tmp_path, phot
     assert state["config"] == asdict(
         TrainConfig(channels=8, blocks=1, steps=3, batch=2, crop=16, optimizer="muon")
     )
-    command = load_model(tmp_path / "weights.safetensors").training["command"]
-    assert command.startswith("python -m train.srgan --data ")
-    assert command.endswith("--resume --steps 3")
+    first, second = load_model(tmp_path / "weights.safetensors").training["commands"]
+    assert first.startswith("python -m train.srgan --data ")
+    assert first.endswith("--steps 2 --optimizer muon")
+    assert second.endswith("--resume --steps 3")
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_exits_cleanly(tmp_path, photos):
