@@ -145,10 +145,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:  # one line for people; -v says where
         logging.getLogger("vsr").debug("traceback", exc_info=True)
-        from engines.errors import VSRError
-
+        # not imported here: the import may be what failed, and costs a second
+        known = getattr(sys.modules.get("engines.errors"), "VSRError", _UsageError)
         text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, VSRError | _UsageError):
+        if not isinstance(error, (known, _UsageError)):
             text = f"unexpected {type(error).__name__}: {text} (-v shows where)"
         print(f"vsr: error: {text}", file=sys.stderr)
         return 2 if isinstance(error, _UsageError) else 1

@@ -54,11 +54,20 @@ class EncoderKind:
     """visually lossless"""
     default_preset: str | None
     options: tuple[tuple[str, str], ...] = ()
+    presets: tuple[str, ...] = ()
+    """the presets there are; empty: the encoder itself refuses a wrong one in one line"""
 
+
+_X26X_PRESETS = (
+    *("ultrafast", "superfast", "veryfast", "faster", "fast"),
+    *("medium", "slow", "slower", "veryslow", "placebo"),
+)
 
 ENCODERS: dict[str, EncoderKind] = {
-    "libx264": EncoderKind("crf", 16, "fast"),
-    "libx265": EncoderKind("crf", 18, "fast", (("x265-params", "log-level=none"),)),
+    "libx264": EncoderKind("crf", 16, "fast", presets=_X26X_PRESETS),
+    "libx265": EncoderKind(
+        "crf", 18, "fast", (("x265-params", "log-level=none"),), presets=_X26X_PRESETS
+    ),
     "libsvtav1": EncoderKind("crf", 20, "8"),
     "libvpx-vp9": EncoderKind("crf", 20, None, (("row-mt", "1"),)),
     "h264_nvenc": EncoderKind("cq", 17, "p5"),
@@ -81,7 +90,7 @@ class EncoderSettings:
         """Return the options to open the encoder with.
 
         Raises:
-            MediaError: --crf or --preset for an encoder of which we do not know the option.
+            MediaError: --crf for an encoder whose option we do not know, or an unknown preset.
         """
         kind = ENCODERS.get(self.name)
         if kind is None:
@@ -93,6 +102,10 @@ class EncoderSettings:
         options = dict(kind.options)
         options[kind.quality] = f"{kind.default_quality if self.crf is None else self.crf:g}"
         preset = self.preset or kind.default_preset
+        if preset and kind.presets and preset not in kind.presets:
+            raise MediaError(
+                f"unknown preset {preset!r} for {self.name}; known: {', '.join(kind.presets)}"
+            )
         if preset:
             options["preset"] = preset
         return options
