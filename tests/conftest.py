@@ -29,8 +29,12 @@ def _own_random_state():
 
 @pytest.fixture(autouse=True)
 def _own_process_state():
-    """Undo what a command line sets for its process: signal handlers, loggers, threads."""
+    """Undo what a command line sets for its process: signal handlers, loggers, threads.
+
+    PyTorch computes in one thread: for tiny networks two only wait for each other.
+    """
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     signal.signal(signal.SIGTERM, handler)
     torch.set_num_threads(threads)

@@ -13,15 +13,6 @@ FLOAT_TOLERANCE = 1e-4
 BFLOAT16_TOLERANCE = 0.03
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Compute in one thread: for so little work, two wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (32, 288), (8, 27)])
 def test_orthogonalizing_brings_all_singular_values_near_one(shape):
     matrices = torch.randn(3, *shape) * torch.tensor([1e-4, 1, 1e4]).view(3, 1, 1)

@@ -29,15 +29,6 @@ SUM_TOLERANCE = 1e-6
 SMALL = {"channels": 8, "blocks": 2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Compute in one thread: for so little work, two wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def randomize_norms(net: nn.Module) -> None:
     """Give batch normalisation the statistics and the affine part of a trained network."""
     with torch.no_grad():

@@ -39,15 +39,6 @@ TINY = TrainConfig(
 TINY_ARGUMENTS = ["--channels", "8", "--blocks", "1", "--batch", "2", "--crop", "16"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Compute in one thread: for so little work, two wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder of three random but smooth photos."""
