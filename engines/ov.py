@@ -16,8 +16,7 @@ from engines.weights import Model
 class OpenVINOEngine(Engine):
     """The network compiled by OpenVINO for the CPU, in float32.
 
-    A size that comes for the first time costs a reshape and compilation (well under a second for
-    the lite network); the compiled form of the last size is kept.
+    A size other than the last one costs a reshape and a compilation.
 
     Args:
         model: the weights.
