@@ -1,8 +1,8 @@
 """Muon (Jordan 2024) for convolution kernels: momentum, made orthogonal, is the step.
 
 A kernel (out, in, k, k) is taken as an (out, in*k*k) matrix. `torch.optim.Muon` takes matrices only
-and iterates in bfloat16, which a CPU without bf16 units has to emulate; here kernels of one shape are
-iterated together, in float32.
+and iterates in bfloat16, which a CPU without bf16 units has to emulate; here kernels of one shape
+are iterated together, in float32.
 """
 
 from __future__ import annotations
