@@ -108,6 +108,12 @@ def test_a_missing_or_late_timestamp_follows_its_predecessor():
     assert timeline.moved == 3
 
 
+def test_subtitles_may_share_a_time():
+    timeline = Timeline(jump=1000, repeats=True)
+    assert [timeline.place(t, 40) for t in (0, 50, 50, 90)] == [0, 50, 50, 90]
+    assert timeline.moved == 0
+
+
 def test_what_follows_a_jump_back_moves_on_together():
     timeline = Timeline(jump=1000)
     times = (9000, 9040, 9080, 0, 40, 90, 200)

@@ -273,11 +273,13 @@ class Writer:
 
     def _keep_increasing(self, packet: av.Packet[Any]) -> None:
         """Move a packet on where its stream jumps back, as the picture is moved."""
-        timeline = self._timelines.setdefault(
-            packet.stream_index, Timeline(jump=round(JUMP_SECONDS / packet.time_base))
-        )
         if packet.dts is None:
             return
+        repeats = packet.stream.type in ("subtitle", "data")
+        timeline = self._timelines.setdefault(
+            packet.stream_index,
+            Timeline(jump=round(JUMP_SECONDS / packet.time_base), repeats=repeats),
+        )
         dts = timeline.place(packet.dts, packet.duration or 1)
         if packet.pts is not None:
             packet.pts += dts - packet.dts

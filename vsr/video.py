@@ -315,16 +315,18 @@ class Timeline:
 
     Args:
         jump: ticks.
+        repeats: whether two may have the same time, as subtitles may.
 
     Attributes:
         moved: timestamps that could not be kept, those after a jump aside.
         jumps: how often they jumped back.
     """
 
-    def __init__(self, *, jump: int) -> None:
+    def __init__(self, *, jump: int, repeats: bool = False) -> None:
         self.moved = 0
         self.jumps = 0
         self._jump = jump
+        self._least = 0 if repeats else 1
         self._offset = 0
         self._next: int | None = None
         self._last: int | None = None
@@ -332,13 +334,13 @@ class Timeline:
     def place(self, time: int | None, duration: int) -> int:
         """Return where to put something that wants to be at `time`, for `duration` ticks."""
         placed = None if time is None else time + self._offset
-        if self._last is not None and placed is not None and placed <= self._last:
+        if self._last is not None and placed is not None and placed < self._last + self._least:
             if self._last - placed > self._jump and time is not None and self._next is not None:
                 self.jumps += 1
                 self._offset = self._next - time
                 placed = self._next
             else:
-                placed = self._last + 1
+                placed = self._last + self._least
                 self.moved += 1
         if placed is None:
             placed = self._next if self._next is not None else 0
