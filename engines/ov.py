@@ -33,6 +33,8 @@ class OpenVINOEngine(Engine):
         super().__init__(model, device=torch.device("cpu"), dtype=torch.float32)
         try:
             import openvino
+            from openvino.frontend import FrontEndManager
+            from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
         except ImportError as error:
             raise BackendUnavailable(
                 f"backend 'openvino' needs OpenVINO: pip install openvino ({error})"
@@ -50,7 +52,10 @@ class OpenVINOEngine(Engine):
                 # tracing is deprecated in PyTorch, and twice as fast here as torch.export
                 warnings.simplefilter("ignore", DeprecationWarning)
                 example = torch.zeros(1, 3, 16, 16)
-                self._network = openvino.convert_model(model.net, example_input=example)
+                # not openvino.convert_model, which sends telemetry from a process of its own
+                decoder = TorchScriptPythonDecoder(model.net, example_input=(example,))
+                frontend = FrontEndManager().load_by_framework("pytorch")
+                self._network = frontend.convert(frontend.load(decoder))
         except Exception as error:  # OpenVINO raises bare RuntimeError and its own kinds
             raise EngineBuildError(f"OpenVINO cannot convert {model.name}: {error}") from error
         self._shape: tuple[int, ...] = ()
