@@ -97,6 +97,17 @@ def test_the_losses_are_the_mean_differences():
     assert pixel_loss("mse", sr, hr).item() == 0.25
 
 
+def test_the_luma_share_sees_luma_and_not_chroma():
+    hr = torch.full((1, 3, 2, 2), 0.5)
+    # red up and blue down so that Y stays: 0.299 * 0.114 against 0.114 * 0.299
+    chroma = hr + torch.tensor([0.114, 0.0, -0.299]).view(1, 3, 1, 1)
+    assert pixel_loss("l1", chroma, hr, luma_weight=1.0).item() == pytest.approx(0, abs=1e-7)
+    grey = pixel_loss("l1", hr + 0.1, hr, luma_weight=1.0).item()
+    assert grey == pytest.approx(0.1, abs=1e-6)
+    half = pixel_loss("l1", chroma, hr, luma_weight=0.5).item()
+    assert half == pytest.approx((0.114 + 0.299) / 3 / 2, abs=1e-6)
+
+
 @pytest.mark.parametrize("network", ["srgan", "srgan-lite"])
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_every_parameter_has_exactly_one_optimizer(network, optimizer):
@@ -149,12 +160,12 @@ def stop_after(steps, config, paths):
     """Train and ask it to stop, as Ctrl-C does, while the given step is computed."""
     calls = 0
 
-    def interrupt(name, sr, hr):
+    def interrupt(name, sr, hr, **options):
         nonlocal calls
         calls += 1
         if calls == steps:
             signal.raise_signal(signal.SIGINT)
-        return pixel_loss(name, sr, hr)
+        return pixel_loss(name, sr, hr, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.srgan.pixel_loss", interrupt)
