@@ -119,6 +119,37 @@ class Generator(nn.Module):
         stages = self.config.scale.bit_length() - 1
         self.upsample = nn.Sequential(*(UpsampleStage(channels) for _ in range(stages)))
         self.tail = nn.Conv2d(channels, 3, 9, padding=4)
+        self._start_as_nearest()
+
+    @torch.no_grad()
+    def _start_as_nearest(self) -> None:
+        """Initialise so that the network begins close to the nearest-neighbour enlargement.
+
+        The first channels carry R, G and B through to the tail, the residual branches begin small.
+        The paper does not say how it starts; this saves the first thousands of steps, and thanks to
+        ICNR the enlargement has no checkerboard.
+        """
+        carried = range(min(3, self.config.channels))
+        head = cast(nn.Conv2d, self.head[0])
+        stages = [cast(UpsampleStage, stage).conv for stage in self.upsample]
+        for c in carried:
+            head.weight[c] = 0
+            head.weight[c, c, 4, 4] = 1
+            cast(Tensor, head.bias)[c] = 0
+            for conv in stages:
+                conv.weight[4 * c : 4 * c + 4] = 0
+                conv.weight[4 * c : 4 * c + 4, c, 1, 1] = 1
+        self.tail.weight *= 0.1
+        cast(Tensor, self.tail.bias).zero_()
+        for c in carried:
+            self.tail.weight[c, c, 4, 4] += 1
+        branches = [cast(ResidualBlock, block) for block in self.body]
+        lasts = [(block.conv2, block.norm2) for block in branches]
+        for conv, norm in [*lasts, (self.body_conv, self.body_norm)]:
+            cast(Tensor, (conv if self.deployed else norm).weight).mul_(0.1)
+        if not self.deployed:  # the tail speaks [-1, 1]
+            self.tail.weight *= 2
+            cast(Tensor, self.tail.bias).sub_(1)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Upscale frames (see the module's docstring)."""

@@ -135,6 +135,16 @@ def test_a_fresh_upsample_stage_has_no_checkerboard():
     assert out.std() > 0.1  # it does pass its input on
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_the_generator_starts_close_to_the_nearest_enlargement(deployed):
+    torch.manual_seed(0)
+    frames = torch.rand(2, 3, 16, 16)
+    out = build_network("srgan", deployed=deployed)(frames)
+    nearest = F.interpolate(frames, scale_factor=4, mode="nearest")
+    assert (out - nearest).abs().mean() < 0.1  # two unrelated noises differ by 0.33
+    assert torch.corrcoef(torch.stack([out.flatten(), nearest.flatten()]))[0, 1] > 0.9
+
+
 def test_icnr_gives_the_kernels_of_one_output_channel_equal_values():
     weight = torch.empty(3 * 16, 8, 3, 3)
     assert icnr_(weight, 4) is weight

@@ -49,6 +49,7 @@ log = logging.getLogger("train")
 CHECKPOINT_VERSION = 1
 LUMA = (0.299, 0.587, 0.114)  # Y of R, G, B (ITU-R BT.601)
 LossName = Literal["l1", "mse"]
+NormName = Literal["batch", "none"]  # none: the deploy form itself is trained
 OptimizerName = Literal["adam", "muon"]
 
 # --------------------------------------------------------------------------------------------------
@@ -63,6 +64,7 @@ class TrainConfig:
     network: str = "srgan-lite"
     channels: int | None = None  # None: the network's own default
     blocks: int | None = None
+    norm: NormName = "batch"
     loss: LossName = "l1"
     luma_weight: float = 0.0  # share of the loss taken on Y alone, 0 to 1
     optimizer: OptimizerName = "adam"
@@ -81,6 +83,8 @@ class TrainConfig:
             raise ValueError(f"unknown network {self.network!r}; known: {', '.join(NETWORKS)}")
         if self.loss not in get_args(LossName):
             raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(get_args(LossName))}")
+        if self.norm not in get_args(NormName):
+            raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(get_args(NormName))}")
         if self.optimizer not in get_args(OptimizerName):
             known = ", ".join(get_args(OptimizerName))
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
@@ -245,7 +249,9 @@ def train(
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths.out.mkdir(parents=True, exist_ok=True)
-    net = build_network(config.network, config.network_config()).to(device)
+    net = build_network(config.network, config.network_config(), deployed=config.norm == "none").to(
+        device
+    )
     average = copy.deepcopy(net)
     optimizers = make_optimizers(config, net)
     photos = find_photos(paths.data)
@@ -268,8 +274,10 @@ def train(
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError) as error:
-            names = ("network", "channels", "blocks", "optimizer")
-            found, wanted = ({n: c[n] for n in names} for c in (state["config"], asdict(config)))
+            names = ("network", "channels", "blocks", "norm", "optimizer")
+            found, wanted = (
+                {n: c.get(n) for n in names} for c in (state["config"], asdict(config))
+            )
             raise ValueError(f"{paths.checkpoint} is of {found}, this run of {wanted}") from error
         sampler.load_state(state["sampler"])
         torch.set_rng_state(state["rng"])
@@ -462,6 +470,7 @@ def parser() -> argparse.ArgumentParser:
     run = p.add_argument_group("run (with --resume, the checkpoint's value unless given)")
     choices: dict[str, tuple[object, ...]] = {
         "network": tuple(NETWORKS),
+        "norm": get_args(NormName),
         "loss": get_args(LossName),
         "optimizer": get_args(OptimizerName),
     }
