@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]
+"""low and high resolution"""
 
 PHOTO_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -115,24 +120,39 @@ class PatchSampler:
             torch.from_numpy(small.copy()).permute(2, 0, 1),
         )
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int, *, part: tuple[int, int] = (0, 1)) -> Batch:
         """Draw a batch.
 
+        Args:
+            size: patches of the joint batch of all processes.
+            part: (rank, processes): every one draws the same places, and returns its own share.
+
         Returns:
-            lr: (size, 3, crop/scale, crop/scale) and hr: (size, 3, crop, crop), float32 RGB in
-            [0, 1] on the CPU, contiguous.
+            lr: (size/processes, 3, crop/scale, crop/scale) and hr: (size/processes, 3, crop, crop),
+            float32 RGB in [0, 1] on the CPU, contiguous.
         """
+        rank, processes = part
         lr_patches: list[Tensor] = []
         hr_patches: list[Tensor] = []
-        for _ in range(size):
-            places = [self._draw_place() for _ in range(self.candidates)]
-            (hr, lr), top, left = max(places, key=self._detail) if places[1:] else places[0]
+        for index in range(size):
+            pair = self._draw_patch()
             turns, mirrored = self._draw(4), bool(self._draw(2))
-            for photo, factor, patches in ((lr, 1, lr_patches), (hr, self.scale, hr_patches)):
-                y, x, side = top * factor, left * factor, self.lr_crop * factor
-                patch = torch.rot90(photo[:, y : y + side, x : x + side], turns, (1, 2))
-                patches.append(patch.flip(2) if mirrored else patch)
+            if index % processes != rank:
+                continue
+            for patch, patches in zip(pair, (lr_patches, hr_patches), strict=True):
+                turned = torch.rot90(patch, turns, (1, 2))
+                patches.append(turned.flip(2) if mirrored else turned)
         return torch.stack(lr_patches).float() / 255, torch.stack(hr_patches).float() / 255
+
+    def _draw_patch(self) -> Batch:
+        """Draw a pair of patches, (3, h, w) and (3, H, W) uint8, as they lie in a photo."""
+        places = [self._draw_place() for _ in range(self.candidates)]
+        (hr, lr), top, left = max(places, key=self._detail) if places[1:] else places[0]
+        side, scale = self.lr_crop, self.scale
+        return (
+            lr[:, top : top + side, left : left + side],
+            hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale],
+        )
 
     def _draw_place(self) -> tuple[tuple[Tensor, Tensor], int, int]:
         """Draw a pair of photos, and the top left corner of a patch on its low-resolution grid."""
@@ -160,3 +180,50 @@ class PatchSampler:
     def load_state(self, state: Tensor) -> None:
         """Continue the random draws where `state` was taken."""
         self.random.set_state(state)
+
+
+class Sampler(Protocol):
+    """What draws batches: the same ones again after `load_state`."""
+
+    def batch(self, size: int, *, part: tuple[int, int] = (0, 1)) -> Batch:
+        """Draw a batch (see `PatchSampler.batch`)."""
+
+    def state(self) -> Tensor:
+        """State of the random draws, for a checkpoint."""
+
+    def load_state(self, state: Tensor) -> None:
+        """Continue the random draws where `state` was taken."""
+
+
+class Prefetcher:
+    """Draws the next batch in a thread while the present one is computed with.
+
+    Args:
+        sampler: what draws; nothing else may draw from it.
+        size: patches of the joint batch.
+        part: see `PatchSampler.batch`.
+    """
+
+    def __init__(self, sampler: Sampler, size: int, *, part: tuple[int, int] = (0, 1)) -> None:
+        self._sampler, self._size, self._part = sampler, size, part
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self.state = sampler.state()
+        """state of the draws after the last batch that was taken, for a checkpoint"""
+        self.waited_seconds = 0.0
+        self._next = self._pool.submit(self._draw)
+
+    def _draw(self) -> tuple[Batch, Tensor]:
+        batch = self._sampler.batch(self._size, part=self._part)
+        return batch, self._sampler.state()
+
+    def take(self) -> Batch:
+        """Return the next batch; an exception of the thread is raised here."""
+        began = time.monotonic()
+        batch, self.state = self._next.result()
+        self.waited_seconds += time.monotonic() - began
+        self._next = self._pool.submit(self._draw)
+        return batch
+
+    def close(self) -> None:
+        """Stop the thread after the batch at hand."""
+        self._pool.shutdown(cancel_futures=True)

@@ -19,6 +19,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
+from train.perceptual import LPIPS
 
 # Y of BT.601 in studio range from R, G, B in 0..255 (ITU-R BT.601, MATLAB's rgb2ycbcr)
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
@@ -54,6 +55,8 @@ class Score:
     """dB"""
     ssim_y: float
     """0..1"""
+    lpips: float | None = None
+    """LPIPS 0.1 over AlexNet, 0 for equal pictures, of the whole picture; None: not measured"""
 
 
 def to_picture(frame: Tensor) -> NDArray[np.uint8]:
@@ -62,18 +65,32 @@ def to_picture(frame: Tensor) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def evaluate(upscale: Callable[[Tensor], Tensor], folder: Path, *, scale: int = 4) -> Score:
+def evaluate(
+    upscale: Callable[[Tensor], Tensor],
+    folder: Path,
+    *,
+    scale: int = 4,
+    lpips: LPIPS | None = None,
+) -> Score:
     """Score an upscaler on a folder of high-resolution pictures.
 
     Args:
         upscale: (1, 3, H, W) float32 RGB in [0, 1] to (1, 3, H*scale, W*scale).
         folder: the originals; the input is made from them by antialiased bicubic shrinking.
-        scale: the factor of the upscaler, and the border that is left out.
+        scale: the factor of the upscaler, and the border that PSNR and SSIM leave out.
+        lpips: measure LPIPS too.
     """
     scores = []
+    distances = []
     for path in find_photos(folder):
         original = crop_to_multiple(load_rgb(path), scale)
         result = to_picture(upscale(to_frame(shrink_bicubic(original, scale))))
         a, b = to_luma(result, shave=scale), to_luma(original, shave=scale)
         scores.append((psnr(a, b), ssim(a, b)))
-    return Score(psnr_y=fmean(s[0] for s in scores), ssim_y=fmean(s[1] for s in scores))
+        if lpips is not None:
+            distances.append(float(lpips(to_frame(result), to_frame(original))))
+    return Score(
+        psnr_y=fmean(s[0] for s in scores),
+        ssim_y=fmean(s[1] for s in scores),
+        lpips=fmean(distances) if distances else None,
+    )

@@ -1,154 +1,103 @@
 """Train a generator: `python -m train.srgan`.
 
 Examples:
-    The lite network, on a CPU (resumes where it stopped when run again with --resume):
-        python -m train.srgan --network srgan-lite --data photos/ --eval eval/ --out runs/lite
+    The GAN of the paper, SRResNet by MSE and then SRGAN-VGG54, with the paper's schedule:
+        python -m train.srgan --system srgan-vgg54 --data photos/ --out runs/srgan
 
-    The SRResNet of the paper (Ledig et al. 2017, section 3.2), pixel MSE at 1e-4:
-        python -m train.srgan --network srgan --loss mse --learning-rate 1e-4 --steps 1000000 \
-            --data photos/ --out runs/srresnet
+    The lite network on a CPU, for fidelity; then its GAN stage, starting from what that gave:
+        python -m train.srgan --recipe cpu --data photos/ --eval eval/ --out runs/lite
+        python -m train.srgan --recipe cpu --start runs/lite/weights.safetensors --steps 0 \
+            --gan-steps 4000 --features perceptual/ --data photos/ --eval eval/ --out runs/lite-gan
 
-    A look at whether it works at all, two minutes:
-        python -m train.srgan --network srgan-lite --steps 200 --data photos/ --out runs/try
+    A look at whether it works at all, a minute or two; then on, for as long as you like:
+        python -m train.srgan --recipe cpu --steps 200 --data photos/ --out runs/try
+        python -m train.srgan --resume --steps 20000 --data photos/ --out runs/try
+
+Several GPUs: `torchrun --nproc-per-node N -m train.srgan ...`; the batch is shared among them.
 
 What it writes to --out: `checkpoint.pt` (everything a resume needs), `log.csv` (one line an
-evaluation, to plot), `weights.safetensors` (the deploy form, for `vsr upscale --weights`).
+evaluation, to plot), `weights.safetensors` (the deploy form, for `vsr upscale --weights`) and, when
+the GAN stage begins, `fidelity.safetensors`: the weights before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import logging
 import math
-import os
-import pickle
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engines.networks import NETWORKS, Network, build_network, fold
-from engines.weights import save_weights
-from train.data import PatchSampler, find_photos
+from engines.errors import VSRError
+from engines.networks import Network, build_network, fold
+from engines.weights import load_model, save_weights
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig
+from train.data import PatchSampler, Prefetcher, find_photos
+from train.degrade import VideoSampler
+from train.discriminator import DISCRIMINATORS
+from train.losses import (
+    content_features,
+    content_mse,
+    discriminator_loss,
+    generator_adversarial,
+    pixel_loss,
+    r1_penalty,
+)
 from train.metrics import Score, evaluate
 from train.muon import Muon
+from train.parallel import World, join_world
+from train.perceptual import (
+    LPIPS,
+    ContentFeatures,
+    FeatureFile,
+    find_feature_files,
+    load_content_features,
+    load_lpips,
+)
+from train.report import Means, Report
 
 log = logging.getLogger("train")
 
-CHECKPOINT_VERSION = 1
-LUMA = (0.299, 0.587, 0.114)  # Y of R, G, B (ITU-R BT.601)
-LossName = Literal["l1", "mse"]
-NormName = Literal["batch", "none"]  # none: the deploy form itself is trained
-OptimizerName = Literal["adam", "muon"]
-
 # --------------------------------------------------------------------------------------------------
-# Configuration
+# The parts: optimizers, averaged weights, the adversary
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """Everything that shapes a run; stored in each checkpoint."""
+def make_optimizers(
+    config: TrainConfig, net: nn.Module, *, gan: bool
+) -> list[torch.optim.Optimizer]:
+    """Build the optimizers of a generator for one of the stages.
 
-    network: str = "srgan-lite"
-    channels: int | None = None  # None: the network's own default
-    blocks: int | None = None
-    norm: NormName = "batch"
-    loss: LossName = "l1"
-    luma_weight: float = 0.0  # share of the loss taken on Y alone, 0 to 1
-    optimizer: OptimizerName = "adam"
-    steps: int = 60_000
-    batch: int = 16
-    crop: int = 96  # side of the high-resolution patch, pixels
-    candidates: int = 1  # of so many random patches the most detailed is taken
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100  # the rate rises linearly from 0
-    cooldown_steps: int = 0  # the rate falls linearly to 0 over the last steps
-    ema: float = 0.999  # decay of the averaged weights, a step; 0 turns averaging off
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.network not in NETWORKS:
-            raise ValueError(f"unknown network {self.network!r}; known: {', '.join(NETWORKS)}")
-        if self.loss not in get_args(LossName):
-            raise ValueError(f"unknown loss {self.loss!r}; known: {', '.join(get_args(LossName))}")
-        if self.norm not in get_args(NormName):
-            raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(get_args(NormName))}")
-        if self.optimizer not in get_args(OptimizerName):
-            known = ", ".join(get_args(OptimizerName))
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
-        for name in ("steps", "batch", "crop", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "cooldown_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not 0 <= self.luma_weight <= 1:
-            raise ValueError(f"luma_weight must be in [0, 1], got {self.luma_weight}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-
-    def network_config(self) -> dict[str, int]:
-        """Return the fields of the network's configuration that this run sets."""
-        chosen = {"channels": self.channels, "blocks": self.blocks}
-        return {name: value for name, value in chosen.items() if value is not None}
-
-    def rate_at(self, step: int) -> float:
-        """Return the factor on the learning rate at a step counted from 0."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        left = (self.steps - step) / self.cooldown_steps if self.cooldown_steps else 1.0
-        return warmup * min(1.0, left)
-
-
-# --------------------------------------------------------------------------------------------------
-# The parts: losses, optimizers, averaged weights
-# --------------------------------------------------------------------------------------------------
-
-
-def pixel_loss(name: LossName, sr: Tensor, hr: Tensor, *, luma_weight: float = 0.0) -> Tensor:
-    """Mean pixel difference of two (N, 3, H, W) batches in [0, 1].
-
-    Args:
-        name: absolute or squared difference.
-        sr: what the generator made.
-        hr: what it should have made.
-        luma_weight: share of the difference of Y (BT.601, full range) beside that of R, G and B.
-            Detail is seen in luma, and video carries chroma at half the size: a small network
-            does better with its capacity there.
+    Adam everywhere, or Muon for the kernels and Adam for biases, slopes and normalisation. A kernel
+    that makes R, G and B itself is Adam's too, at a tenth of the rate: the paper's has a fan-in of
+    5,184, and steps of the usual size would move all of a picture at once.
     """
-    difference = F.l1_loss if name == "l1" else F.mse_loss
-    loss = difference(sr, hr)
-    if luma_weight:
-        luma = sr.new_tensor(LUMA).view(1, 3, 1, 1)
-        on_luma = difference((sr * luma).sum(1), (hr * luma).sum(1))
-        loss = torch.lerp(loss, on_luma, luma_weight)
-    return loss
-
-
-def make_optimizers(config: TrainConfig, net: Network) -> list[torch.optim.Optimizer]:
-    """Build the optimizers of a generator.
-
-    Adam everywhere, or Muon for the kernels and Adam for biases, slopes and normalisation.
-    """
-    rate = config.learning_rate
-    if config.optimizer == "adam":
-        return [torch.optim.Adam(net.parameters(), lr=rate, betas=(0.9, 0.999))]
-    kernels = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim == 1]
-    return [Muon(kernels, lr=rate), torch.optim.Adam(others, lr=rate, betas=(0.9, 0.999))]
+    betas = (0.9, 0.999)
+    if gan or config.optimizer == "adam":
+        return [torch.optim.Adam(net.parameters(), betas=betas)]
+    parameters = list(net.parameters())
+    kernels = [p for p in parameters if p.ndim > 1 and p.shape[0] > 3]
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 1], "factor": 1.0},
+        {"params": [p for p in parameters if p.ndim > 1 and p.shape[0] <= 3], "factor": 0.1},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return [Muon(kernels), torch.optim.Adam(groups, betas=betas)]
 
 
 @torch.no_grad()
@@ -165,33 +114,96 @@ def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
             value.copy_(current[name])
 
 
-# --------------------------------------------------------------------------------------------------
-# Checkpoints
-# --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Adversary:
+    """What the GAN stage adds: the discriminator, and the frozen networks of the losses."""
+
+    discriminator: nn.Module
+    optimizer: torch.optim.Optimizer
+    content: ContentFeatures | None
+    lpips: LPIPS | None
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a crash leaves either the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint written by `save_checkpoint`, without running code stored in it.
+def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) -> Adversary:
+    """Build the discriminator and load the feature networks that the losses need.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, foreign or of another format version.
+        ValueError: the crop does not suit the discriminator, or a feature network is missing.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint of train.srgan, or damaged") from error
-    if state.get("version") != CHECKPOINT_VERSION:
-        found = state.get("version")
-        raise ValueError(f"{path} has version {found}, expected {CHECKPOINT_VERSION}")
-    return state
+    content = None
+    if config.content in ("vgg22", "vgg54") and config.content_weight:
+        content = load_content_features(cast(Any, config.content), files)
+        content.network.to(world.device)
+    lpips = load_lpips(files).to(world.device) if config.lpips_weight else None
+    discriminator: nn.Module = DISCRIMINATORS[config.discriminator](
+        config.crop, channels=config.discriminator_channels, spectral_norm=config.spectral_norm
+    )
+    discriminator = placed(discriminator, world)
+    optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.999))
+    return Adversary(discriminator, optimizer, content, lpips)
+
+
+def placed(net: nn.Module, world: World) -> nn.Module:
+    """Put a network on this process's device, with the memory layout that is fastest there."""
+    if world.size > 1 and world.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
+    return net.to(world.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+# --------------------------------------------------------------------------------------------------
+# The two kinds of step
+# --------------------------------------------------------------------------------------------------
+
+
+def discriminator_step(
+    config: TrainConfig, adversary: Adversary, sr: Tensor, hr: Tensor, world: World
+) -> dict[str, float]:
+    """Teach the discriminator one batch; the generator is not touched. Return its loss terms."""
+    adversary.discriminator.requires_grad_(True)
+    adversary.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
+        real, fake = adversary.discriminator(hr), adversary.discriminator(sr.detach())
+    terms = {"discriminator": discriminator_loss(real.float(), fake.float())}
+    if config.r1_weight:
+        terms["r1"] = config.r1_weight * r1_penalty(adversary.discriminator, hr)
+    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    world.average_gradients(adversary.discriminator)
+    adversary.optimizer.step()
+    return {name: term.item() for name, term in terms.items()}
+
+
+def generator_terms(
+    config: TrainConfig, adversary: Adversary | None, sr: Tensor, hr: Tensor
+) -> dict[str, Tensor]:
+    """Return the weighted terms of the generator's loss.
+
+    Args:
+        config: the weights.
+        adversary: None in the stage of the pixel loss. Its discriminator is frozen by this call.
+        sr: (N, 3, H, W) what the generator made, with its graph.
+        hr: (N, 3, H, W) the originals.
+    """
+    if adversary is None:
+        return {"pixel": pixel_loss(config.loss, sr, hr, luma_weight=config.luma_weight)}
+    terms: dict[str, Tensor] = {}
+    if config.content == "mse":
+        terms["content"] = config.content_weight * content_mse(sr, hr)
+    elif adversary.content is not None:
+        features = content_features(adversary.content.network, sr, hr)
+        terms["content"] = config.content_weight * features
+    if config.pixel_weight:
+        pixel = pixel_loss(config.loss, sr, hr, luma_weight=config.luma_weight)
+        terms["pixel"] = config.pixel_weight * pixel
+    if adversary.lpips is not None:
+        terms["lpips"] = config.lpips_weight * adversary.lpips(sr, hr).mean()
+    if config.adversarial_weight:
+        adversary.discriminator.requires_grad_(False)
+        adversarial = generator_adversarial(adversary.discriminator(sr))
+        terms["adversarial"] = config.adversarial_weight * adversarial
+    if not terms:
+        raise ValueError("every term of the generator's loss has the weight 0")
+    return terms
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,6 +218,10 @@ class RunPaths:
     data: Path
     out: Path
     eval: Path | None = None
+    start: Path | None = None
+    """weights to begin from, in place of random ones"""
+    features: tuple[Path, ...] = ()
+    """feature networks (see `train.perceptual.find_feature_files`)"""
 
     @property
     def checkpoint(self) -> Path:
@@ -216,93 +232,106 @@ class RunPaths:
         return self.out / "weights.safetensors"
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a run looks up, in steps."""
+
+    evaluate: int = 2000
+    save: int = 500
+
+    def __post_init__(self) -> None:
+        for name, every in (("eval_every", self.evaluate), ("save_every", self.save)):
+            if every < 1:
+                raise ValueError(f"{name} must be at least 1, got {every}")
+
+
 def train(
     config: TrainConfig,
     paths: RunPaths,
     *,
     resume: bool = False,
-    eval_every: int = 2000,
-    save_every: int = 500,
+    pace: Pace | None = None,
+    tensorboard: bool = False,
     command: str = "",
 ) -> list[float]:
-    """Train a generator with a pixel loss and return the loss of each step of this call.
+    """Train a generator and return the generator's loss of each step of this call.
 
     Args:
-        config: the run. On resume it must name the same network.
+        config: the run. On resume it must name the same networks.
         paths: the photos, the folder to write to, a folder of test sets (folders of pictures).
         resume: go on from the checkpoint in `paths.out`, with the same losses as an unbroken run.
-        eval_every: steps between two evaluations of the averaged weights.
-        save_every: steps between two checkpoints.
+        pace: steps between evaluations of the averaged weights, and between checkpoints.
+        tensorboard: write for TensorBoard too.
         command: the command line, kept in the metadata of the weights.
 
     Raises:
         FileNotFoundError: no photos, no test sets, or no checkpoint to resume from.
-        ValueError: a number of steps is below 1, or the checkpoint is of another network.
-        FloatingPointError: the loss is not finite.
+        ValueError: a feature network is missing, or the checkpoint is of another network.
+        FloatingPointError: a loss is not finite; its batch is in `bad_batch.safetensors`.
     """
-    for name, every in (("eval_every", eval_every), ("save_every", save_every)):
-        if every < 1:
-            raise ValueError(f"{name} must be at least 1, got {every}")
+    pace = pace or Pace()
     if paths.eval is not None and not paths.eval.is_dir():
         raise FileNotFoundError(f"folder of test sets {paths.eval} does not exist")
     # --- set up ----------------------------------------------------------------------------------
+    world = join_world()
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    paths.out.mkdir(parents=True, exist_ok=True)
-    net = build_network(config.network, config.network_config(), deployed=config.norm == "none").to(
-        device
-    )
+    files = find_feature_files(paths.features)
+    net = placed(make_generator(config, paths.start), world)
     average = copy.deepcopy(net)
-    optimizers = make_optimizers(config, net)
-    photos = find_photos(paths.data)
-    sampler = PatchSampler(
-        photos,
-        crop=config.crop,
-        scale=net.config.scale,
-        seed=config.seed,
-        candidates=config.candidates,
-    )
-    log.info("%d photos, %.0f MB in memory", len(sampler.pairs), sampler.held_bytes / 1e6)
+    adversary = make_adversary(config, files, world) if config.gan_steps else None
+    measure = find_lpips(files, world) if paths.eval else None
+    sampler = make_sampler(config, find_photos(paths.data), scale=cast(Network, net).config.scale)
+    paths.out.mkdir(parents=True, exist_ok=True)
     commit = describe_commit()
-    start, seconds_before = 0, 0.0
+    step, seconds_before = 0, 0.0
     commands = [command]  # the one that began the run, and each that resumed it
+    optimizers: list[torch.optim.Optimizer] = []
     if resume:
         state = load_checkpoint(paths.checkpoint)
+        step, seconds_before = state["step"], state["seconds"]
+        commands = [*state["commands"], command]
+        optimizers = make_optimizers(config, net, gan=step > config.steps)
         try:
             net.load_state_dict(state["net"])
             average.load_state_dict(state["average"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            if adversary is not None and state["discriminator"] is not None:
+                adversary.discriminator.load_state_dict(state["discriminator"])
+                adversary.optimizer.load_state_dict(state["discriminator_optimizer"])
         except (RuntimeError, ValueError) as error:
-            names = ("network", "channels", "blocks", "norm", "optimizer")
-            found, wanted = (
-                {n: c.get(n) for n in names} for c in (state["config"], asdict(config))
-            )
-            raise ValueError(f"{paths.checkpoint} is of {found}, this run of {wanted}") from error
+            raise ValueError(
+                describe_mismatch(paths.checkpoint, state["config"], config)
+            ) from error
         sampler.load_state(state["sampler"])
         torch.set_rng_state(state["rng"])
-        start, seconds_before = state["step"], state["seconds"]
-        commands = [*state.get("commands", []), command]
-        log.info("resuming at step %d", start)
+        log.info("resuming at step %d", step)
+    else:
+        optimizers = make_optimizers(config, net, gan=False)
+    run_net = torch.compile(net) if config.compile else net
 
     # --- the loop ------------------------------------------------------------------------------
     losses: list[float] = []
-    logged = 0  # losses that are in the log
-    step, began = start, time.monotonic()
+    means = Means()
+    start, began = step, time.monotonic()
+    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size))
+    report = Report(paths.out, tensorboard=tensorboard) if world.is_first else None
 
     def save() -> None:
-        seconds = seconds_before + time.monotonic() - began
+        if not world.is_first:
+            return
         save_checkpoint(
             paths.checkpoint,
             {
-                "version": CHECKPOINT_VERSION,
                 "net": net.state_dict(),
                 "average": average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "sampler": sampler.state(),
+                "discriminator": adversary and adversary.discriminator.state_dict(),
+                "discriminator_optimizer": adversary and adversary.optimizer.state_dict(),
+                "sampler": batches.state,
                 "rng": torch.get_rng_state(),
                 "step": step,
-                "seconds": seconds,
+                "seconds": seconds_before + time.monotonic() - began,
                 "config": asdict(config),
                 "commands": commands,
                 "torch": str(torch.__version__),
@@ -310,49 +339,141 @@ def train(
         )
 
     def publish() -> None:
-        nonlocal logged
-        scores = score(average, paths.eval)
-        append_log(paths.out / "log.csv", step, losses[logged:], scores)
-        logged = len(losses)
-        export(
-            average,
-            paths.weights,
-            config,
-            step=step,
-            commands=commands,
-            data=f"{paths.data.name}, {len(sampler.pairs)} photos",
-            commit=commit,
-            scores=scores,
-        )
+        if report is None:
+            return
+        scores = score(cast(Network, average), paths.eval, measure)
+        busy = 1 - batches.waited_seconds / max(1e-9, time.monotonic() - began)
+        report.evaluation(step, means.take(), scores, busy=busy)
+        report.pictures(step, lr[:4], sr[:4], hr[:4])
+        account = {
+            "commands": commands,
+            "data": f"{paths.data.name}, {len(sampler.pairs)} photos",
+            "steps": step,
+            "commit": commit,
+            "config": asdict(config),
+            "features": adversary and adversary.content and adversary.content.source,
+            "scores": {name: asdict(result) for name, result in scores.items()},
+        }
+        deployed = fold(cast(Network, average)).cpu()
+        save_weights(paths.weights, deployed, network=config.network, training=account)
 
     stop = StopRequest()
-    with tqdm(total=config.steps, initial=start, unit="step", disable=None) as bar, stop:
-        while step < config.steps and not stop.requested:
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * config.rate_at(step)
-                optimizer.zero_grad(set_to_none=True)
-            lr, hr = (patches.to(device) for patches in sampler.batch(config.batch))
-            loss = pixel_loss(config.loss, net(lr), hr, luma_weight=config.luma_weight)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"the loss is {losses[-1]} at step {step}")
-            for optimizer in optimizers:
-                optimizer.step()
-            step += 1
-            # a short memory at first, so that the average forgets the random start
-            update_average(average, net, min(config.ema, step / (step + 10)))
-            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-            bar.update()
-            if step % eval_every == 0 and step < config.steps:
-                publish()
-            if step % save_every == 0:
+    bar = tqdm(
+        total=config.total_steps,
+        initial=step,
+        unit="step",
+        disable=None if world.is_first else True,
+    )
+    with bar, stop:
+        try:
+            while step < config.total_steps and not world.any(stop.requested):
+                if step == config.steps > 0 and world.is_first:
+                    shutil.copyfile(paths.weights, paths.out / "fidelity.safetensors")
+                gan = adversary if step >= config.steps else None
+                if step == config.steps:  # the GAN stage begins, from the averaged weights
+                    net.load_state_dict(average.state_dict())
+                    optimizers = make_optimizers(config, net, gan=True)
+                for optimizer in [*optimizers, *([gan.optimizer] if gan else [])]:
+                    for group in optimizer.param_groups:
+                        group["lr"] = config.rate_at(step) * group.get("factor", 1.0)
+                lr, hr = (patches.to(world.device) for patches in batches.take())
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
+                    sr = run_net(lr)
+                sr = sr.float()
+                told = discriminator_step(config, gan, sr, hr, world) if gan else {}
+                with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
+                    terms = generator_terms(config, gan, sr, hr)
+                loss = torch.stack([term.float() for term in terms.values()]).sum()
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                world.average_gradients(net)
+                told |= {name: term.item() for name, term in terms.items()}
+                losses.append(loss.item())
+                if not all(math.isfinite(value) for value in (losses[-1], *told.values())):
+                    bad = paths.out / "bad_batch.safetensors"
+                    save_file({"lr": lr.cpu().contiguous(), "hr": hr.cpu().contiguous()}, bad)
+                    found = ", ".join(f"{name} {value:g}" for name, value in told.items())
+                    raise FloatingPointError(f"loss not finite at step {step} ({found}): see {bad}")
+                for optimizer in optimizers:
+                    optimizer.step()
+                step += 1
+                # a short memory at first, so that the average forgets the random start
+                update_average(average, net, min(config.ema, step / (step + 10)))
+                means.add({"loss": losses[-1], **told})
+                bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+                bar.update()
+                if step < config.total_steps and step in (
+                    config.steps,
+                    *every(pace.evaluate, step),
+                ):
+                    publish()
+                if step % pace.save == 0:
+                    save()
+            if step > start:  # never after an exception: a step may be half done
                 save()
-    if step > start:  # never after an exception: a step may be half done
-        save()
-        publish()
+                publish()
+        finally:
+            batches.close()
+            if report is not None:
+                report.close()
+            world.leave()
     return losses
+
+
+def every(period: int, step: int) -> tuple[int, ...]:
+    """Return (step,) at each multiple of the period, else nothing."""
+    return (step,) if step % period == 0 else ()
+
+
+def make_generator(config: TrainConfig, start: Path | None) -> Network:
+    """Build the generator, with random weights or those of a file.
+
+    Raises:
+        ValueError: the file is of another network, or the training form cannot take its weights.
+    """
+    net = build_network(config.network, config.network_config(), deployed=config.norm == "none")
+    if start is None:
+        return net
+    model = load_model(start)
+    if model.network != config.network:
+        raise ValueError(f"{start} is of {model.network}, this run of {config.network}")
+    try:
+        net.load_state_dict(model.net.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{start} does not fit this run: weights files hold folded networks of their own "
+            "width and depth; a network with batch norm starts from one with --norm none"
+        ) from error
+    return net
+
+
+def make_sampler(config: TrainConfig, photos: list[Path], *, scale: int) -> PatchSampler:
+    """Load the photos (see `PatchSampler`, `VideoSampler`)."""
+    kind = VideoSampler if config.degradation == "video" else PatchSampler
+    sampler = kind(
+        photos, crop=config.crop, scale=scale, seed=config.seed, candidates=config.candidates
+    )
+    log.info("%d photos, %.0f MB in memory", len(sampler.pairs), sampler.held_bytes / 1e6)
+    return sampler
+
+
+def find_lpips(files: list[FeatureFile], world: World) -> LPIPS | None:
+    """Load LPIPS for the evaluations if its files are there."""
+    kinds = {file.kind for file in files}
+    return load_lpips(files).to(world.device) if {"alexnet", "heads"} <= kinds else None
+
+
+def describe_mismatch(path: Path, found: dict[str, Any], config: TrainConfig) -> str:
+    """Say in which of the fields that shape the networks a checkpoint differs from a run."""
+    names = (
+        *("network", "channels", "blocks", "norm", "optimizer", "discriminator"),
+        *("discriminator_channels", "spectral_norm", "crop", "steps"),
+    )
+    wanted = asdict(config)
+    differing = [name for name in names if found.get(name) != wanted[name]]
+    there, here = ({name: c.get(name) for name in differing} for c in (found, wanted))
+    return f"{path} is of {there}, this run of {here}"
 
 
 class StopRequest:
@@ -376,7 +497,7 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def score(net: Network, folder: Path | None) -> dict[str, Score]:
+def score(net: Network, folder: Path | None, lpips: LPIPS | None = None) -> dict[str, Score]:
     """Score a network on each test set (a folder of pictures) of a folder, by its name."""
     if folder is None:
         return {}
@@ -384,51 +505,11 @@ def score(net: Network, folder: Path | None) -> dict[str, Score]:
     device = next(deployed.parameters()).device
     sets = sorted(path for path in folder.iterdir() if path.is_dir())
     return {
-        path.name: evaluate(lambda lr: deployed(lr.to(device)), path, scale=net.config.scale)
+        path.name: evaluate(
+            lambda lr: deployed(lr.to(device)), path, scale=net.config.scale, lpips=lpips
+        )
         for path in sets
     }
-
-
-def append_log(path: Path, step: int, losses: list[float], scores: dict[str, Score]) -> None:
-    """Add one line to the log: step, mean loss since the last line, scores."""
-    row: dict[str, object] = {"step": step, "loss": f"{sum(losses) / max(1, len(losses)):.6f}"}
-    for name, result in scores.items():
-        row[f"{name} PSNR-Y"] = f"{result.psnr_y:.3f}"
-        row[f"{name} SSIM"] = f"{result.ssim_y:.4f}"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    log.info("%s", ", ".join(f"{name} {value}" for name, value in row.items()))
-
-
-def export(
-    net: Network,
-    path: Path,
-    config: TrainConfig,
-    *,
-    step: int,
-    commands: list[str],
-    data: str,
-    commit: str,
-    scores: dict[str, Score],
-) -> None:
-    """Write the deploy form with the account of how it was trained."""
-    save_weights(
-        path,
-        fold(net),
-        network=config.network,
-        training={
-            "commands": commands,
-            "data": data,
-            "steps": step,
-            "commit": commit,
-            "config": asdict(config),
-            "scores": {name: asdict(result) for name, result in scores.items()},
-        },
-    )
 
 
 def describe_commit() -> str:
@@ -452,7 +533,6 @@ def describe_commit() -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line; the defaults are those of `TrainConfig`."""
-    default = TrainConfig()
     description, _, examples = (__doc__ or "").partition("\n\n")
     p = argparse.ArgumentParser(
         prog="python -m train.srgan",
@@ -462,27 +542,40 @@ def parser() -> argparse.ArgumentParser:
     )
     files = p.add_argument_group("files")
     files.add_argument("--data", type=Path, required=True, help="folder of photos")
-    files.add_argument("--out", type=Path, required=True, help="folder for what it writes")
+    files.add_argument("--out", type=Path, help="folder for what it writes; default runs/RECIPE")
     files.add_argument("--eval", type=Path, help="folder of test sets, each a folder of pictures")
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    files.add_argument("--start", type=Path, metavar="FILE", help="weights to begin from")
+    files.add_argument(
+        "--features", type=Path, nargs="+", default=[], metavar="FILE",
+        help="feature networks in safetensors, or folders of them: VGG for the content loss, "
+        "AlexNet and heads for LPIPS; without them VGG19 comes from torchvision",
+    )  # fmt: skip
     files.add_argument("--eval-every", type=int, default=2000, metavar="STEPS")
     files.add_argument("--save-every", type=int, default=500, metavar="STEPS")
+    files.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard")
+    sets = p.add_argument_group("sets of options; single ones go over them")
+    sets.add_argument("--recipe", choices=RECIPES, help="by hardware; default paper")
+    sets.add_argument("--system", choices=SYSTEMS, help="of the paper's tables 1 and 2")
     run = p.add_argument_group("run (with --resume, the checkpoint's value unless given)")
-    choices: dict[str, tuple[object, ...]] = {
-        "network": tuple(NETWORKS),
-        "norm": get_args(NormName),
-        "loss": get_args(LossName),
-        "optimizer": get_args(OptimizerName),
-    }
+    default = TrainConfig()
     for field in fields(TrainConfig):
         value = getattr(default, field.name)
-        run.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=int if value is None else type(value),
-            choices=choices.get(field.name),
-            help=f"default {'the network`s own' if value is None else value}",
-        )
+        flag = "--" + field.name.replace("_", "-")
+        shown = f"default {'the network`s own' if value is None else value}"
+        if field.name == "recipe":
+            continue
+        if isinstance(value, bool):
+            run.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
+            continue
+        kind = int if value is None else type(value)
+        run.add_argument(flag, type=kind, choices=CHOICES.get(field.name), help=shown)
     return p
+
+
+def chosen(arguments: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments that were given."""
+    return {name: arguments[name] for name in names if arguments[name] is not None}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -490,27 +583,30 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     p = parser()
     arguments = vars(p.parse_args(argv))
-    paths = RunPaths(data=arguments["data"], out=arguments["out"], eval=arguments["eval"])
-    given = {
-        field.name: arguments[field.name]
-        for field in fields(TrainConfig)
-        if arguments[field.name] is not None
-    }
+    given = chosen(arguments, (field.name for field in fields(TrainConfig)))
+    recipe, system = arguments["recipe"], arguments["system"]
+    out = arguments["out"] or Path("runs") / (recipe or system or "paper")
     command = "python -m train.srgan " + shlex.join(sys.argv[1:] if argv is None else argv)
+    paths = RunPaths(
+        data=arguments["data"],
+        out=out,
+        eval=arguments["eval"],
+        start=arguments["start"],
+        features=tuple(arguments["features"]),
+    )
     try:
+        sets = RECIPES.get(recipe, {}) | SYSTEMS.get(system, {})
         if arguments["resume"]:
-            config = replace(TrainConfig(**load_checkpoint(paths.checkpoint)["config"]), **given)
-        else:
-            config = TrainConfig(**given)
+            sets = load_checkpoint(paths.checkpoint)["config"] | sets
         train(
-            config,
+            TrainConfig(**(sets | given)),
             paths,
             resume=arguments["resume"],
-            eval_every=arguments["eval_every"],
-            save_every=arguments["save_every"],
+            pace=Pace(arguments["eval_every"], arguments["save_every"]),
+            tensorboard=arguments["tensorboard"],
             command=command,
         )
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, VSRError) as error:
         log.error("train.srgan: error: %s", error)
         return 1
     return 0

@@ -1,0 +1,238 @@
+"""Low-resolution patches as real footage has them: panned, blurred, shrunk, noisy, compressed.
+
+A photo becomes a short clip: a window that pans over it, shrunk frame by frame, in 4:2:0, through
+a real encoder at a random quality and back. The network learns from the decoded frames, P and B
+frames among them, what blocks, ringing and smeared chroma look like, and what was there before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from train.data import PatchSampler
+
+FRAMES = 6  # a clip: enough for I, P and B frames
+POOL = 48  # clips that patches are drawn from
+MOST_PAN = 6.0  # pixels a frame, at high resolution
+
+_RESIZE = Image.Resampling
+_KERNELS = (_RESIZE.BICUBIC, _RESIZE.BILINEAR, _RESIZE.LANCZOS, _RESIZE.BOX, _RESIZE.HAMMING)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """An encoder, and the range of its quality knob from good to bad."""
+
+    encoder: str
+    decoder: str
+    best: int
+    worst: int
+    options: dict[str, str]
+    quantiser: bool = False
+    """the knob is a fixed quantiser, not a constant rate factor"""
+    full_range: bool = False
+
+
+CODECS = (
+    Codec("libx264", "h264", 18, 35, {"preset": "veryfast"}),
+    Codec("libx265", "hevc", 20, 36, {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    Codec("libvpx-vp9", "vp9", 20, 50, {"deadline": "realtime", "cpu-used": "8"}),
+    Codec("mpeg2video", "mpeg2video", 2, 14, {"bf": "2"}, quantiser=True),
+    Codec("mjpeg", "mjpeg", 2, 16, {}, quantiser=True, full_range=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DegradedClip:
+    """The low-resolution frames of a pan over a photo."""
+
+    photo: int
+    """index of the photo"""
+    places: list[tuple[int, int]]
+    """(top, left) of the window in the photo for each frame, pixels"""
+    frames: list[Tensor]
+    """(3, h, w) uint8 RGB each"""
+
+
+def pan(random: Generator, *, room: tuple[int, int], frames: int) -> list[tuple[int, int]]:
+    """Draw a straight path of a window, in whole high-resolution pixels.
+
+    Args:
+        random: the draws.
+        room: how far (down, right) the window may move.
+        frames: length of the path.
+    """
+    places = []
+    start = random.uniform(0, 1, 2) * room
+    speed = random.uniform(-MOST_PAN, MOST_PAN, 2) * (random.random() > 0.2)  # or stand still
+    for index in range(frames):
+        top, left = np.clip(start + index * speed, 0, room).round().astype(int)
+        places.append((int(top), int(left)))
+    return places
+
+
+def degrade(
+    photo: NDArray[np.uint8], random: Generator, *, window: int, scale: int
+) -> tuple[list[tuple[int, int]], list[NDArray[np.uint8]]]:
+    """Make a low-resolution clip of a photo.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+        random: the draws.
+        window: side of the part of the photo that is seen, pixels; a multiple of 2 * `scale`.
+        scale: how many times smaller the frames are.
+
+    Returns:
+        (top, left) of the window for each frame, and the (window/scale, window/scale, 3) frames.
+    """
+    height, width = photo.shape[:2]
+    places = pan(random, room=(height - window, width - window), frames=FRAMES)
+    side = window // scale
+    kernel = _KERNELS[random.integers(len(_KERNELS))]
+    blur = float(random.uniform(0, 1.5)) if random.random() < 0.5 else 0.0
+    noise = float(random.uniform(0, 6)) if random.random() < 0.5 else 0.0
+    one_level = random.random() < 0.5  # the same noise in R, G and B
+    frames = []
+    for top, left in places:
+        picture = Image.fromarray(photo[top : top + window, left : left + window])
+        if blur:
+            picture = picture.filter(ImageFilter.GaussianBlur(blur))
+        frame = np.asarray(picture.resize((side, side), kernel)).astype(np.float32)
+        frame += random.normal(0, 1, (side, side, 1 if one_level else 3)) * noise
+        frames.append(frame.round().clip(0, 255).astype(np.uint8))
+    codec = CODECS[random.integers(len(CODECS))]
+    quality = int(random.integers(codec.best, codec.worst + 1))
+    return places, through_encoder(frames, codec, quality)
+
+
+def through_encoder(
+    frames: list[NDArray[np.uint8]], codec: Codec, quality: int
+) -> list[NDArray[np.uint8]]:
+    """Encode frames in 4:2:0 and decode them again.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB, sides even.
+        codec: with what.
+        quality: on the codec's own knob; larger is worse.
+    """
+    height, width = frames[0].shape[:2]
+    # Any: PyAV's stubs give a codec context without the fields of a video codec
+    encoder: Any = av.CodecContext.create(codec.encoder, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
+    encoder.thread_count = 1
+    colour_range = 2 if codec.full_range else 1
+    encoder.color_range = colour_range
+    if codec.quantiser:
+        encoder.qmin = encoder.qmax = quality
+        encoder.bit_rate = 100_000_000  # never the limit: the quantiser is
+        encoder.options = codec.options
+    else:
+        encoder.bit_rate = 0
+        encoder.options = codec.options | {"crf": str(quality)}
+    decoder: Any = av.CodecContext.create(codec.decoder, "r")
+    decoder.thread_count = 1
+    packets = []
+    for index, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(
+            format="yuv420p", dst_colorspace="itu601", dst_color_range=colour_range
+        )
+        picture.pts = index
+        packets += encoder.encode(picture)
+    packets += encoder.encode(None)
+    decoded = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
+    return [
+        picture.reformat(
+            format="rgb24", src_colorspace="itu601", src_color_range=colour_range
+        ).to_ndarray()
+        for picture in decoded
+    ]
+
+
+class VideoSampler(PatchSampler):
+    """Draws half of the patches from degraded clips, the other half as `PatchSampler` does.
+
+    Clips wait in a pool of `POOL`, and with each batch one is replaced; threads make the next ones
+    ahead. Which clips there are depends on the seed and the count of batches alone, so a resumed
+    run draws what an unbroken one would. Memory: that of `PatchSampler`, and 6 frames a clip.
+
+    Args: as for `PatchSampler`.
+    """
+
+    def __init__(
+        self, paths: Iterable[Path], *, crop: int, scale: int, seed: int, candidates: int = 1
+    ) -> None:
+        super().__init__(paths, crop=crop, scale=scale, seed=seed, candidates=candidates)
+        self._seed = seed
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="degrade")
+        self._restart(0)
+
+    def _restart(self, number: int) -> None:
+        """Fill the pool as it is before batch `number`."""
+        self._made = number
+        self._clips: deque[Future[DegradedClip]] = deque(
+            self._threads.submit(self._make, number + i) for i in range(POOL)
+        )
+
+    def _make(self, number: int) -> DegradedClip:
+        random = np.random.default_rng((self._seed, number))
+        index = int(random.integers(len(self.pairs)))
+        photo = self.pairs[index][0].permute(1, 2, 0).numpy()
+        step = 2 * self.scale
+        crop = -(-self.lr_crop * self.scale // step) * step
+        room = min(photo.shape[:2]) - 32
+        window = max(crop, room - room % step)
+        if window > min(photo.shape[:2]):  # a photo of just one crop: no room for an even window
+            small = self.pairs[index][1]
+            return DegradedClip(index, [(0, 0)], [small])
+        places, frames = degrade(photo, random, window=window, scale=self.scale)
+        tensors = [torch.from_numpy(frame.copy()).permute(2, 0, 1) for frame in frames]
+        return DegradedClip(index, places, tensors)
+
+    def batch(self, size: int, *, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
+        """Draw a batch (see `PatchSampler.batch`)."""
+        drawn = super().batch(size, part=part)
+        self._clips.popleft()
+        self._clips.append(self._threads.submit(self._make, self._made + POOL))
+        self._made += 1
+        return drawn
+
+    def _draw_patch(self) -> tuple[Tensor, Tensor]:
+        if self._draw(2):
+            return super()._draw_patch()
+        clip = self._clips[self._draw(POOL)].result()
+        hr = self.pairs[clip.photo][0]
+        index = self._draw(len(clip.frames))
+        lr, (top, left) = clip.frames[index], clip.places[index]
+        y, x = (self._draw(side - self.lr_crop + 1) for side in lr.shape[1:])
+        side = self.lr_crop * self.scale
+        top, left = top + y * self.scale, left + x * self.scale
+        return (
+            lr[:, y : y + self.lr_crop, x : x + self.lr_crop],
+            hr[:, top : top + side, left : left + side],
+        )
+
+    def state(self) -> Tensor:
+        """State of the random draws and of the pool, for a checkpoint."""
+        return torch.cat([super().state(), torch.tensor([self._made]).view(torch.uint8)])
+
+    def load_state(self, state: Tensor) -> None:
+        """Continue the random draws where `state` was taken; the pool is made anew."""
+        super().load_state(state[:-8].clone())
+        for clip in self._clips:
+            clip.cancel()
+        self._restart(int(state[-8:].clone().view(torch.int64)))

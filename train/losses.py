@@ -1,0 +1,79 @@
+"""The terms of the losses, each a function of batches (N, 3, H, W) of RGB in [0, 1].
+
+Ledig et al. 2017, section 2.2: the generator's loss is a content loss, pixel MSE or the squared
+distance of VGG features, plus 1e-3 times -log D(G(x)).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.discriminator import to_signed
+from train.perceptual import FeatureNetwork
+
+LossName = Literal["l1", "mse"]
+
+LUMA = (0.299, 0.587, 0.114)  # Y of R, G, B (ITU-R BT.601)
+FEATURE_SCALE = 1 / 12.75  # makes VGG features comparable to pixels (the paper, section 3.2)
+
+
+def pixel_loss(name: LossName, sr: Tensor, hr: Tensor, *, luma_weight: float = 0.0) -> Tensor:
+    """Mean pixel difference.
+
+    Args:
+        name: absolute or squared difference.
+        sr: what the generator made.
+        hr: what it should have made.
+        luma_weight: share of the difference of Y (BT.601, full range) beside that of R, G and B.
+            Detail is seen in luma, and video carries chroma at half the size: a small network
+            does better with its capacity there.
+    """
+    difference = F.l1_loss if name == "l1" else F.mse_loss
+    loss = difference(sr, hr)
+    if luma_weight:
+        luma = sr.new_tensor(LUMA).view(1, 3, 1, 1)
+        on_luma = difference((sr * luma).sum(1), (hr * luma).sum(1))
+        loss = torch.lerp(loss, on_luma, luma_weight)
+    return loss
+
+
+def content_mse(sr: Tensor, hr: Tensor) -> Tensor:
+    """Pixel MSE as the paper's content loss (equation 4), on its range [-1, 1]."""
+    return F.mse_loss(to_signed(sr), to_signed(hr))
+
+
+def content_features(features: FeatureNetwork, sr: Tensor, hr: Tensor) -> Tensor:
+    """Squared distance of features scaled by 1/12.75 (equation 5).
+
+    The paper writes a sum over channels; the mean, as its authors' code and all others have it, is
+    what goes with the weight 1e-3 of the adversarial term.
+    """
+    with torch.no_grad():
+        wanted = features(hr)[-1]
+    return F.mse_loss(features(sr)[-1] * FEATURE_SCALE, wanted * FEATURE_SCALE)
+
+
+def generator_adversarial(fake_logits: Tensor) -> Tensor:
+    """-log D(G(x)) (equation 6), from log-odds."""
+    return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-log D(hr) - log(1 - D(G(x))) (equation 2), from log-odds."""
+    real = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return real + fake
+
+
+def r1_penalty(discriminator: nn.Module, hr: Tensor) -> Tensor:
+    """Half the squared gradient of the log-odds at photographs (Mescheder et al. 2018, R1)."""
+    hr = hr.detach().requires_grad_()
+    logits = discriminator(hr)
+    (gradient,) = torch.autograd.grad(
+        logits.mean(dim=tuple(range(1, logits.ndim))).sum(), hr, create_graph=True
+    )
+    return gradient.pow(2).sum(dim=(1, 2, 3)).mean() / 2

@@ -1,0 +1,118 @@
+"""What a run tells: a CSV that any tool plots, and TensorBoard where it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.metrics import Score
+
+log = logging.getLogger("train")
+
+# columns of the log; a run fills those that it has
+TERMS = ("loss", "pixel", "content", "lpips", "adversarial", "discriminator", "r1")
+
+
+@dataclass
+class Means:
+    """Means of numbers since the last look at them."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take in the numbers of one step."""
+        for name, value in values.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means, and start anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums.clear()
+        self.counts.clear()
+        return means
+
+
+class Report:
+    """Writes `log.csv`, and `tensorboard/` if asked, into the folder of a run.
+
+    Args:
+        folder: where to; it exists.
+        tensorboard: write scalars and pictures for TensorBoard too.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        self.path = folder / "log.csv"
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    f"--tensorboard needs TensorBoard: pip install tensorboard ({error})"
+                ) from error
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def evaluation(
+        self, step: int, means: dict[str, float], scores: dict[str, Score], *, busy: float
+    ) -> None:
+        """Add one line: the mean of each term since the last one, and the scores.
+
+        Args:
+            step: steps done.
+            means: by the names in `TERMS`.
+            scores: by test set.
+            busy: share of the time that the step did not wait for data.
+        """
+        row: dict[str, object] = {"step": step}
+        row |= {name: f"{means[name]:.6f}" if name in means else "" for name in TERMS}
+        row["busy"] = f"{busy:.3f}"
+        for name, result in scores.items():
+            row[f"{name} PSNR-Y"] = f"{result.psnr_y:.3f}"
+            row[f"{name} SSIM"] = f"{result.ssim_y:.4f}"
+            if result.lpips is not None:
+                row[f"{name} LPIPS"] = f"{result.lpips:.4f}"
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        log.info("%s", ", ".join(f"{name} {value}" for name, value in row.items() if value != ""))
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and value != "":
+                    self._board.add_scalar(name.replace(" ", "/"), float(str(value)), step)
+
+    def pictures(self, step: int, lr: Tensor, sr: Tensor, hr: Tensor) -> None:
+        """Show patches in TensorBoard, a row each: input (enlarged), output, original.
+
+        Args:
+            step: steps done.
+            lr: (N, 3, h, w) RGB in [0, 1].
+            sr: (N, 3, H, W) the same patches upscaled.
+            hr: (N, 3, H, W) the originals.
+        """
+        if self._board is None:
+            return
+        large = F.interpolate(lr, size=hr.shape[2:], mode="nearest")
+        columns = [torch.cat(list(patches), dim=1) for patches in (large, sr, hr)]  # (3, N*H, W)
+        grid = torch.cat(columns, dim=2).clamp(0, 1).detach().float().cpu()
+        self._board.add_image("input, output, original", grid, step)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self._board is not None:
+            self._board.close()
