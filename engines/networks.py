@@ -1,6 +1,6 @@
 """The generators: low-resolution RGB in, RGB `scale` times as large out.
 
-Two networks share one call: ``net(frames)`` takes (N, 3, H, W) RGB in [0, 1] and returns
+All networks share one call: ``net(frames)`` takes (N, 3, H, W) RGB in [0, 1] and returns
 (N, 3, H*scale, W*scale) RGB, nominally in [0, 1] and not clamped.
 
 Each exists in two forms with the same outputs. The *training* form holds what only learning needs:
@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # --------------------------------------------------------------------------------------------------
@@ -48,6 +49,19 @@ class LiteConfig:
         _check_positive(self, "channels", "blocks")
         if self.scale not in (2, 3, 4):
             raise ValueError(f"scale must be 2, 3 or 4, got {self.scale}")
+
+
+@dataclass(frozen=True, slots=True)
+class SRCNNConfig:
+    """Shape of SRCNN (Dong et al. 2014), 9-1-5; the defaults are its authors'."""
+
+    channels: int = 64  # of the first layer; the second has half
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "channels", "scale")
+        if self.channels % 2:
+            raise ValueError(f"channels must be even, got {self.channels}")
 
 
 def _check_positive(config: object, *names: str) -> None:
@@ -205,15 +219,52 @@ class LiteGenerator(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
+# The ancestor: SRCNN
+# --------------------------------------------------------------------------------------------------
+
+
+class SRCNN(nn.Module):
+    """The network of Dong et al. 2014 on RGB: three convolutions over the bicubic enlargement.
+
+    All of it works at high resolution, which is what the later networks do away with. A baseline.
+
+    Args:
+        config: widths.
+        deployed: accepted for symmetry with `Generator`; both forms are the same.
+    """
+
+    def __init__(self, config: SRCNNConfig | None = None, *, deployed: bool = False) -> None:
+        super().__init__()
+        self.config = config or SRCNNConfig()
+        self.deployed = deployed
+        channels = self.config.channels
+        self.body = nn.Sequential(
+            nn.Conv2d(3, channels, 9, padding=4),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels // 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, 3, 5, padding=2),
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Upscale frames (see the module's docstring)."""
+        factor = float(self.config.scale)
+        # "antialias" also chooses the kernel: a = -0.5, as Pillow and MATLAB have it, not -0.75
+        large = F.interpolate(frames, scale_factor=factor, mode="bicubic", antialias=True)
+        return cast(Tensor, self.body(large))  # (N, 3, H*scale, W*scale)
+
+
+# --------------------------------------------------------------------------------------------------
 # The list of networks, and folding
 # --------------------------------------------------------------------------------------------------
 
-Network = Generator | LiteGenerator
-Config = GeneratorConfig | LiteConfig
+Network = Generator | LiteGenerator | SRCNN
+Config = GeneratorConfig | LiteConfig | SRCNNConfig
 
 NETWORKS: dict[str, tuple[type[Network], type[Config]]] = {
     "srgan": (Generator, GeneratorConfig),
     "srgan-lite": (LiteGenerator, LiteConfig),
+    "srcnn": (SRCNN, SRCNNConfig),
 }
 
 
@@ -231,7 +282,7 @@ def build_network(
         ValueError: the name is unknown, or a field is unknown or out of range.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
     network_type, config_type = NETWORKS[name]
     try:
         fields = config_type(**(config or {}))

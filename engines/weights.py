@@ -10,6 +10,10 @@ A file describes itself. Its metadata (all strings, as the format wants):
     training    JSON: commands, data, steps, commit, config, scores
 
 Built-in weights lie in `engines/weights/`, each with a card (Markdown) beside it.
+
+A built-in model may have two ends: one trained for fidelity alone, and one trained as a GAN from
+it, which adds plausible texture. `load_model(..., texture=)` mixes their weights (Wang et al. 2018,
+ESRGAN, section 3.4), which costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from engines.errors import WeightsError
@@ -41,6 +46,10 @@ class BuiltIn:
     sha256: str
     licence: str
     summary: str
+    texture_file: str | None = None
+    """the other end; None: fidelity alone"""
+    texture_sha256: str | None = None
+    default_texture: float = 0.0
 
 
 BUILT_IN: dict[str, BuiltIn] = {
@@ -67,10 +76,19 @@ class Model:
     training: dict[str, Any]
     """commands, data, steps, commit, config and scores, as far as the file tells"""
     sha256: str
-    """of the whole file"""
+    """of the whole file; for a mix, of both files' and the share"""
+    texture: float = 0.0
+    """share of the texture end, 0 to 1"""
 
 
-def save_weights(path: Path, net: Network, *, network: str, training: dict[str, Any]) -> None:
+def save_weights(
+    path: Path,
+    net: Network,
+    *,
+    network: str,
+    training: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a deploy form; a crash leaves either the old file or the new one.
 
     Args:
@@ -78,6 +96,7 @@ def save_weights(path: Path, net: Network, *, network: str, training: dict[str, 
         net: a network in deploy form (see `engines.networks.fold`).
         network: its key in `NETWORKS`.
         training: JSON-able account of how it came about.
+        dtype: float32, or float16 for half the size; loading gives float32 again.
 
     Raises:
         ValueError: the network is in training form.
@@ -92,24 +111,34 @@ def save_weights(path: Path, net: Network, *, network: str, training: dict[str, 
         "colour": COLOUR,
         "training": json.dumps(training, sort_keys=True),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    tensors = {
+        name: value.detach().to("cpu", dtype).contiguous()
+        for name, value in net.state_dict().items()
+    }
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.torch.save(tensors, metadata))
     os.replace(partial, path)
 
 
-def load_model(source: str | Path) -> Model:
+def load_model(source: str | Path, *, texture: float | None = None) -> Model:
     """Load a built-in model by name, or a weights file by path.
 
     Args:
         source: a `str` that is a key of `BUILT_IN`, else the path of a .safetensors file.
+        texture: share of the texture end of a built-in model: 0 adds no detail, 1 is the full GAN;
+            None is the model's own default. A weights file has one end.
 
     Raises:
-        WeightsError: no such model or file, a pickle, a foreign or damaged file, or one whose
-            tensors do not fit its network.
+        WeightsError: no such model or file, a pickle, a foreign or damaged file, one whose tensors
+            do not fit its network, or texture of a model that has none.
+        ValueError: `texture` is outside 0 to 1.
     """
+    if texture is not None and not 0 <= texture <= 1:
+        raise ValueError(f"texture must be 0 to 1, got {texture:g}")
     if isinstance(source, str) and source in BUILT_IN:
-        return _load(source, _built_in_bytes(source), str(source))
+        return _load_built_in(source, texture)
+    if texture:
+        raise WeightsError(f"{source} is one weights file: texture needs a built-in model's two")
     path = Path(source)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise WeightsError(
@@ -126,18 +155,38 @@ def load_model(source: str | Path) -> Model:
         raise WeightsError(f"cannot read weights {path}: {error.strerror}") from error
 
 
-def _built_in_bytes(name: str) -> bytes:
+def _load_built_in(name: str, texture: float | None) -> Model:
+    built_in = BUILT_IN[name]
+    share = built_in.default_texture if texture is None else texture
+    fidelity = _load(name, _built_in_bytes(name, built_in.file, built_in.sha256), name)
+    if not share:
+        return fidelity
+    if built_in.texture_file is None or built_in.texture_sha256 is None:
+        raise WeightsError(f"model {name!r} has no texture end: it adds no detail (--texture 0)")
+    data = _built_in_bytes(name, built_in.texture_file, built_in.texture_sha256)
+    end = _load(name, data, f"{name} (texture)")
+    if share < 1:
+        mixed = fidelity.net.state_dict()
+        for key, value in end.net.state_dict().items():
+            mixed[key] = mixed[key].lerp(value, share)
+        end.net.load_state_dict(mixed)
+        both = f"{fidelity.sha256} {end.sha256} {share!r}"
+        end = replace(end, sha256=hashlib.sha256(both.encode()).hexdigest())
+    return replace(end, texture=share)
+
+
+def _built_in_bytes(name: str, file: str, sha256: str) -> bytes:
     try:
-        data = (resources.files("engines") / "weights" / BUILT_IN[name].file).read_bytes()
+        data = (resources.files("engines") / "weights" / file).read_bytes()
     except OSError as error:
         raise WeightsError(
             f"built-in weights {name!r} are missing: reinstall vsr-pipeline"
         ) from error
     found = hashlib.sha256(data).hexdigest()
-    if found != BUILT_IN[name].sha256:
+    if found != sha256:
         raise WeightsError(
             f"built-in weights {name!r} are damaged: SHA-256 {found[:12]}…, expected "
-            f"{BUILT_IN[name].sha256[:12]}…; reinstall vsr-pipeline"
+            f"{sha256[:12]}…; reinstall vsr-pipeline"
         )
     return data
 
@@ -156,7 +205,7 @@ def _load(name: str, data: bytes, where: str) -> Model:
     network = metadata.get("network", "")
     if network not in NETWORKS:
         raise WeightsError(
-            f"{where} is for the network {network!r}, known are {', '.join(sorted(NETWORKS))}"
+            f"{where} is for the network {network!r}, known are {', '.join(NETWORKS)}"
         )
     try:
         config = json.loads(metadata["config"])

@@ -12,13 +12,19 @@ from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.networks import build_network, fold
 from engines.weights import Model
 
+SMALL = {
+    "srgan": {"channels": 8, "blocks": 1},
+    "srgan-lite": {"channels": 8, "blocks": 1},
+    "srcnn": {"channels": 8},
+}
+
 # float32 sums in another order, ten layers deep
 TOLERANCE = 1e-5
 
 
 def tiny_model(network: str) -> Model:
     torch.manual_seed(3)
-    net = build_network(network, {"channels": 8, "blocks": 1})
+    net = build_network(network, SMALL[network])
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -26,7 +32,7 @@ def tiny_model(network: str) -> Model:
     return Model("tiny", network, fold(net).requires_grad_(False), 4, {}, "")
 
 
-@pytest.fixture(scope="module", params=["srgan", "srgan-lite"])
+@pytest.fixture(scope="module", params=list(SMALL))
 def model(request):
     return tiny_model(request.param)
 

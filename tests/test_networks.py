@@ -255,7 +255,7 @@ def test_build_network_takes_the_defaults_for_what_is_left_out():
         ("srgan", {"channels": "many"}, "bad configuration for network 'srgan'"),
         ("srgan-lite", {"blocks": 0}, "blocks must be at least 1, got 0"),
         ("srgan-lite", {"scale": 8}, "scale must be 2, 3 or 4, got 8"),
-        ("esrgan", {}, "unknown network 'esrgan'; known: srgan, srgan-lite"),
+        ("esrgan", {}, "unknown network 'esrgan'; known: srgan, srgan-lite, srcnn"),
     ],
 )
 def test_a_bad_configuration_is_refused_with_both_numbers(name, config, message):

@@ -11,19 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 from engines.networks import build_network, fold
-from engines.weights import load_model
+from engines.weights import load_model, save_weights
+from train.checkpoint import load_checkpoint
+from train.config import RECIPES, SYSTEMS, TrainConfig
 from train.data import find_photos
+from train.discriminator import DISCRIMINATORS
+from train.parallel import World
+from train.perceptual import IMAGENET, LPIPS, LPIPS_SCALING, ContentFeatures, FeatureNetwork
 from train.srgan import (
+    Adversary,
+    Pace,
     RunPaths,
-    TrainConfig,
-    load_checkpoint,
+    discriminator_step,
+    generator_terms,
     main,
     make_optimizers,
-    pixel_loss,
     train,
     update_average,
 )
@@ -34,9 +41,23 @@ REPOSITORY = Path(__file__).parents[1]
 LERP_TOLERANCE = 1e-6
 
 TINY = TrainConfig(
-    channels=8, blocks=1, steps=4, batch=2, crop=16, warmup_steps=3, cooldown_steps=2
+    network="srgan-lite",
+    channels=8,
+    blocks=1,
+    steps=4,
+    gan_steps=0,
+    learning_rate=1e-3,
+    batch=2,
+    crop=16,
+    warmup_steps=3,
+    cooldown_steps=2,
+    ema=0.999,
 )
-TINY_ARGUMENTS = ["--channels", "8", "--blocks", "1", "--batch", "2", "--crop", "16"]
+# four steps of pixel loss, four against a discriminator
+TINY_GAN = replace(TINY, gan_steps=4, content="mse", pixel_weight=0.5, discriminator_channels=4)
+MSE_ALONE = ["--gan-steps", "1", "--content", "mse", "--lpips-weight", "0"]
+TINY_ARGUMENTS = ["--network", "srgan-lite", "--channels", "8", "--blocks", "1", "--batch", "2"]
+TINY_ARGUMENTS += ["--crop", "16", "--gan-steps", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +79,71 @@ def equal_states(a, b):
 
 
 def test_the_rate_rises_stays_and_falls():
-    config = TrainConfig(steps=10, warmup_steps=4, cooldown_steps=3)
+    config = TrainConfig(steps=10, learning_rate=1.0, warmup_steps=4, cooldown_steps=3)
     assert [config.rate_at(step) for step in range(10)] == pytest.approx(
         [1 / 4, 2 / 4, 3 / 4, 1, 1, 1, 1, 1, 2 / 3, 1 / 3]
     )
 
 
 def test_the_rate_is_constant_without_warm_up_and_cool_down():
-    config = TrainConfig(steps=5, warmup_steps=0, cooldown_steps=0)
-    assert [config.rate_at(step) for step in range(5)] == [1.0] * 5
+    config = TrainConfig(steps=5, learning_rate=0.5, warmup_steps=0, cooldown_steps=0)
+    assert [config.rate_at(step) for step in range(5)] == [0.5] * 5
+
+
+def test_the_rate_of_the_gan_falls_to_a_tenth_half_way():
+    config = TrainConfig(steps=2, gan_steps=4, gan_learning_rate=1.0)
+    rates = [config.rate_at(step) for step in range(2, 6)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_the_defaults_are_those_of_the_paper():
+    config = TrainConfig()
+    assert (config.network, config.loss, config.optimizer) == ("srgan", "mse", "adam")
+    assert (config.steps, config.learning_rate) == (1_000_000, 1e-4)
+    assert (config.gan_steps, config.content, config.adversarial_weight) == (200_000, "vgg54", 1e-3)
+    assert [config.rate_at(1_000_000 + at) for at in (0, 99_999, 100_000)] == pytest.approx(
+        [1e-4, 1e-4, 1e-5]
+    )
+    assert (config.batch, config.crop, config.degradation) == (16, 96, "bicubic")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_is_a_configuration_that_names_itself(name):
+    assert TrainConfig(**RECIPES[name]).recipe == name
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "content", "gan"),
+    [
+        ("srcnn", "srcnn", None, False),
+        ("srresnet-mse", "srgan", None, False),
+        ("srgan-mse", "srgan", "mse", True),
+        ("srgan-vgg22", "srgan", "vgg22", True),
+        ("srgan-vgg54", "srgan", "vgg54", True),
+    ],
+)
+def test_each_system_of_the_paper_is_a_configuration(name, network, content, gan):
+    config = TrainConfig(**SYSTEMS[name])
+    assert (config.network, config.loss, config.gan_steps > 0) == (network, "mse", gan)
+    assert content in (None, config.content)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("network", "esrgan", "unknown network 'esrgan'; known: srgan, srgan-lite"),
-        ("steps", 0, "steps must be at least 1, got 0"),
+        ("network", "esrgan", "unknown network 'esrgan'; known: srgan, srgan-lite, srcnn"),
+        ("steps", -1, "steps must not be negative, got -1"),
         ("batch", -2, "batch must be at least 1, got -2"),
         ("crop", 0, "crop must be at least 1, got 0"),
         ("warmup_steps", -1, "warmup_steps must not be negative, got -1"),
         ("cooldown_steps", -1, "cooldown_steps must not be negative, got -1"),
         ("learning_rate", 0.0, r"learning_rate must be above 0, got 0\.0"),
         ("learning_rate", float("nan"), "learning_rate must be above 0, got nan"),
+        ("content", "vgg33", "unknown content 'vgg33'; known: mse, vgg22, vgg54, none"),
+        ("discriminator", "x", "unknown discriminator 'x'; known: paper, unet"),
+        ("lpips_weight", -1.0, "lpips_weight must not be negative, got -1"),
+        ("r1_weight", float("nan"), "r1_weight must not be negative, got nan"),
+        ("luma_weight", 1.5, r"luma_weight must be in \[0, 1\], got 1\.5"),
         ("ema", 1.0, r"ema must be in \[0, 1\), got 1\.0"),
     ],
 )
@@ -91,28 +155,12 @@ def test_a_bad_configuration_is_refused_with_both_numbers(field, value, message)
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def test_the_losses_are_the_mean_differences():
-    sr, hr = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
-    assert pixel_loss("l1", sr, hr).item() == 0.5
-    assert pixel_loss("mse", sr, hr).item() == 0.25
-
-
-def test_the_luma_share_sees_luma_and_not_chroma():
-    hr = torch.full((1, 3, 2, 2), 0.5)
-    # red up and blue down so that Y stays: 0.299 * 0.114 against 0.114 * 0.299
-    chroma = hr + torch.tensor([0.114, 0.0, -0.299]).view(1, 3, 1, 1)
-    assert pixel_loss("l1", chroma, hr, luma_weight=1.0).item() == pytest.approx(0, abs=1e-7)
-    grey = pixel_loss("l1", hr + 0.1, hr, luma_weight=1.0).item()
-    assert grey == pytest.approx(0.1, abs=1e-6)
-    half = pixel_loss("l1", chroma, hr, luma_weight=0.5).item()
-    assert half == pytest.approx((0.114 + 0.299) / 3 / 2, abs=1e-6)
-
-
 @pytest.mark.parametrize("network", ["srgan", "srgan-lite"])
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_every_parameter_has_exactly_one_optimizer(network, optimizer):
+@pytest.mark.parametrize("gan", [False, True])
+def test_every_parameter_has_exactly_one_optimizer(network, optimizer, gan):
     net = build_network(network, {"channels": 8, "blocks": 1})
-    optimizers = make_optimizers(replace(TINY, optimizer=optimizer), net)
+    optimizers = make_optimizers(replace(TINY, optimizer=optimizer), net, gan=gan)
     held = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(map(id, held)) == sorted(map(id, net.parameters()))
 
@@ -160,16 +208,194 @@ def stop_after(steps, config, paths):
     """Train and ask it to stop, as Ctrl-C does, while the given step is computed."""
     calls = 0
 
-    def interrupt(name, sr, hr, **options):
+    def interrupt(*arguments):
         nonlocal calls
         calls += 1
         if calls == steps:
             signal.raise_signal(signal.SIGINT)
-        return pixel_loss(name, sr, hr, **options)
+        return generator_terms(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.srgan.pixel_loss", interrupt)
+        patch.setattr("train.srgan.generator_terms", interrupt)
         return train(config, paths)
+
+
+@pytest.mark.parametrize("discriminator", ["paper", "unet"])
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_resuming_a_gan_repeats_its_losses_in_either_stage(tmp_path, photos, discriminator, stop):
+    config = replace(TINY_GAN, discriminator=discriminator, spectral_norm=True, r1_weight=0.1)
+    unbroken = RunPaths(data=photos, out=tmp_path / "unbroken")
+    broken = RunPaths(data=photos, out=tmp_path / "broken")
+    expected = train(config, unbroken)
+    first = stop_after(stop, config, broken)
+    torch.manual_seed(99)
+    second = train(config, broken, resume=True)
+    assert (first, second) == (expected[:stop], expected[stop:])
+    states = [load_checkpoint(paths.checkpoint) for paths in (unbroken, broken)]
+    assert equal_states(states[0]["average"], states[1]["average"])
+    assert equal_states(states[0]["discriminator"], states[1]["discriminator"])
+
+
+def test_a_run_on_degraded_video_resumes_exactly(tmp_path, photos):
+    config = replace(TINY, degradation="video")
+    expected = train(config, RunPaths(data=photos, out=tmp_path / "unbroken"))
+    broken = RunPaths(data=photos, out=tmp_path / "broken")
+    first = stop_after(2, config, broken)
+    assert first + train(config, broken, resume=True) == expected
+
+
+def test_the_gan_stage_begins_from_the_averaged_weights_and_keeps_them(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(TINY_GAN, paths)
+    fidelity, texture = (load_model(tmp_path / f"{n}.safetensors") for n in ("fidelity", "weights"))
+    assert (fidelity.training["steps"], texture.training["steps"]) == (4, 8)
+    assert not equal_states(fidelity.net.state_dict(), texture.net.state_dict())
+    alone = RunPaths(data=photos, out=tmp_path / "alone")
+    train(TINY, alone)
+    assert equal_states(load_model(alone.weights).net.state_dict(), fidelity.net.state_dict())
+    with (tmp_path / "log.csv").open(newline="") as file:
+        first, last = csv.DictReader(file)
+    assert first["discriminator"] == ""
+    assert float(last["discriminator"]) > 0
+    parts = sum(float(last[name]) for name in ("content", "pixel", "adversarial"))
+    assert float(last["loss"]) == pytest.approx(parts, abs=1e-5)  # six decimals each
+    assert 0 <= float(last["busy"]) <= 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_a_run_starts_from_a_weights_file(tmp_path, photos, norm):
+    small = {"channels": 8, "blocks": 1}
+    net = build_network("srgan", small, deployed=True)
+    save_weights(tmp_path / "start.safetensors", net, network="srgan", training={})
+    paths = RunPaths(data=photos, out=tmp_path / "out", start=tmp_path / "start.safetensors")
+    config = replace(TINY, network="srgan", norm=norm, steps=1, ema=0.0, learning_rate=1e-9)
+    if norm == "batch":
+        with pytest.raises(ValueError, match="a network with batch norm starts from one with"):
+            train(config, paths)
+        return
+    train(config, paths)
+    for name, value in load_model(paths.weights).net.state_dict().items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_weights_of_another_network_are_no_start(tmp_path, photos):
+    net = build_network("srcnn", {"channels": 8}, deployed=True)
+    save_weights(tmp_path / "start.safetensors", net, network="srcnn", training={})
+    paths = RunPaths(data=photos, out=tmp_path / "out", start=tmp_path / "start.safetensors")
+    with pytest.raises(ValueError, match="is of srcnn, this run of srgan-lite"):
+        train(TINY, paths)
+
+
+# --- the two kinds of step ------------------------------------------------------------------------
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def gan():
+    """A generator, an adversary with every kind of term, a batch."""
+    net = build_network("srgan", {"channels": 8, "blocks": 1}).train()
+    config = replace(
+        TINY_GAN,
+        network="srgan",
+        content="vgg22",
+        lpips_weight=1.0,
+        crop=32,
+        gan_learning_rate=1e-3,
+    )
+    torch.manual_seed(4)
+    discriminator = DISCRIMINATORS["paper"](32, channels=4)
+    shapes = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128)}
+    weights = {}
+    for index, (out, into) in shapes.items():
+        weights[f"features.{index}.weight"] = torch.randn(out, into, 3, 3) * 0.1
+        weights[f"features.{index}.bias"] = torch.zeros(out)
+    vgg = FeatureNetwork("vgg19", weights, taps=[8], preprocessing=IMAGENET)
+    seen = FeatureNetwork("vgg19", weights, taps=[1, 8], preprocessing=LPIPS_SCALING)
+    lpips = LPIPS(seen, [torch.ones(1, 64, 1, 1), torch.ones(1, 128, 1, 1)])
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
+    adversary = Adversary(discriminator, optimizer, ContentFeatures(vgg, "VGG19"), lpips)
+    return config, net, adversary, torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("term", ["pixel", "content", "lpips", "adversarial"])
+def test_the_gradient_of_each_term_reaches_every_part_of_the_generator(gan, term):
+    config, net, adversary, lr, hr = gan
+    generator_terms(config, adversary, net(lr), hr)[term].backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_every_term_is_there_with_its_weight(gan):
+    config, net, adversary, lr, hr = gan
+    sr = net(lr).detach()
+    once = generator_terms(config, adversary, sr, hr)
+    weights = ("pixel_weight", "content_weight", "lpips_weight", "adversarial_weight")
+    double = replace(config, **{name: 2 * getattr(config, name) for name in weights})
+    twice = generator_terms(double, adversary, sr, hr)
+    assert list(once) == ["content", "pixel", "lpips", "adversarial"]
+    for name, term in once.items():
+        assert twice[name].item() == pytest.approx(2 * term.item())
+    nothing = replace(config, **dict.fromkeys(weights, 0.0), content="none")
+    with pytest.raises(ValueError, match="every term of the generator's loss has the weight 0"):
+        generator_terms(nothing, adversary, sr, hr)
+
+
+def test_a_step_of_the_discriminator_moves_it_and_nothing_else(gan):
+    config, net, adversary, lr, hr = gan
+    sr = net(lr)
+    others = (net, adversary.content.network, adversary.lpips)
+    before = [snapshot(module) for module in others]
+    judge = snapshot(adversary.discriminator)
+    terms = discriminator_step(replace(config, r1_weight=1.0), adversary, sr, hr, ALONE)
+    assert terms["discriminator"] > 0
+    assert terms["r1"] > 0
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert all(equal_states(snapshot(m), b) for m, b in zip(others, before, strict=True))
+    after = snapshot(adversary.discriminator)
+    assert all(not torch.equal(after[name], judge[name]) for name in judge if "weight" in name)
+
+
+def test_a_step_of_the_generator_moves_it_and_nothing_else(gan):
+    config, net, adversary, lr, hr = gan
+    (optimizer,) = make_optimizers(config, net, gan=True)
+    others = (adversary.discriminator, adversary.content.network, adversary.lpips)
+    before = [snapshot(module) for module in others]
+    weights = snapshot(net)
+    terms = generator_terms(config, adversary, net(lr), hr)
+    sum(terms.values()).backward()
+    optimizer.step()
+    assert all(p.grad is None for module in others for p in module.parameters())
+    assert all(equal_states(snapshot(m), b) for m, b in zip(others, before, strict=True))
+    assert not torch.equal(net.state_dict()["tail.weight"], weights["tail.weight"])
+
+
+def test_the_frozen_networks_stay_frozen_when_the_discriminator_thaws(gan):
+    config, net, adversary, lr, hr = gan
+    generator_terms(config, adversary, net(lr), hr)
+    assert not any(p.requires_grad for p in adversary.discriminator.parameters())
+    discriminator_step(config, adversary, net(lr), hr, ALONE)
+    assert all(p.requires_grad for p in adversary.discriminator.parameters())
+    assert not any(p.requires_grad for p in adversary.content.network.parameters())
+    assert not adversary.content.network.training
+
+
+def test_a_trained_generator_folds_to_the_same_outputs(tmp_path, photos):
+    config = replace(TINY_GAN, network="srgan", ema=0.5, learning_rate=1e-2, optimizer="muon")
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(config, paths)
+    average = build_network("srgan", config.network_config())
+    average.load_state_dict(load_checkpoint(paths.checkpoint)["average"])
+    frames = torch.rand(1, 3, 9, 7)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            load_model(paths.weights).net(frames), average.eval()(frames), rtol=0, atol=1e-4
+        )
 
 
 def test_the_signal_handlers_are_put_back_after_a_run(tmp_path, photos):
@@ -186,7 +412,7 @@ def test_a_run_leaves_a_checkpoint_a_log_and_weights(tmp_path, photos, network):
     for photo in sorted(photos.iterdir())[:2]:
         (sets / "Two" / photo.name).write_bytes(photo.read_bytes())
     paths = RunPaths(data=photos, out=tmp_path / "out", eval=sets)
-    losses = train(config, paths, eval_every=2, save_every=3, command="the command")
+    losses = train(config, paths, pace=Pace(evaluate=2, save=3), command="the command")
     assert sorted(path.name for path in paths.out.iterdir()) == [
         "checkpoint.pt",
         "log.csv",
@@ -248,8 +474,11 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path
     paths = RunPaths(data=photos, out=tmp_path)
     config = replace(TINY, steps=20, cooldown_steps=0)
     stop_after(2, config, paths)
-    with pytest.raises(FloatingPointError, match=r"the loss is (inf|nan) at step \d+"):
+    with pytest.raises(FloatingPointError, match=r"loss not finite at step \d+ \(pixel (inf|nan)"):
         train(replace(config, learning_rate=1e30), paths, resume=True)
+    bad = safetensors.torch.load_file(tmp_path / "bad_batch.safetensors")
+    assert bad["lr"].shape == (2, 3, 4, 4)
+    assert bad["hr"].shape == (2, 3, 16, 16)
     state = load_checkpoint(paths.checkpoint)
     assert state["step"] == 2
     assert all(torch.isfinite(value).all() for value in state["net"].values())
@@ -272,7 +501,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, photos, change, me
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     torch.save({"version": 99}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt has version 99, expected 1"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt has version 99, expected 2"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
@@ -289,7 +518,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--steps", "0"], "steps and gan_steps are both 0"),
+        (["--gan-steps", "1"], "content loss vgg54 needs VGG19 as far as conv5_4"),
+        (["--gan-steps", "1", "--content", "none"], "LPIPS-alex needs alexnet"),
+        ([*MSE_ALONE, "--crop", "24"], "crops divisible by 16, got 24"),
+        (["--features", "absent"], "feature network absent does not exist"),
+        (["--start", "absent"], "no model or weights file 'absent'"),
         (["--channels", "0"], "channels must be at least 1, got 0"),
         (["--crop", "30"], "crop must be a multiple of the scale 4, got 30"),
         (["--crop", "64"], "no photo could be read that holds a crop of 64x64"),
@@ -301,9 +535,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     ],
 )
 def test_what_cannot_be_run_is_one_line_and_exit_code_1(
-    tmp_path, photos, caplog, arguments, message
+    tmp_path, photos, caplog, monkeypatch, arguments, message
 ):
-    assert main(["--data", str(photos), "--out", str(tmp_path / "out"), *arguments]) == 1
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)  # as if not installed
+    common = ["--recipe", "cpu", "--crop", "16", "--content", "vgg54"]
+    common += ["--data", str(photos), "--out", str(tmp_path / "out")]
+    assert main([*common, *arguments]) == 1
     (line,) = (r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
     assert line.startswith("train.srgan: error: ")
     assert message in line
@@ -333,7 +570,16 @@ def test_resuming_takes_the_checkpoints_configuration_unless_told(tmp_path, phot
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["step"] == 3
     assert state["config"] == asdict(
-        TrainConfig(channels=8, blocks=1, steps=3, batch=2, crop=16, optimizer="muon")
+        TrainConfig(
+            network="srgan-lite",
+            channels=8,
+            blocks=1,
+            steps=3,
+            gan_steps=0,
+            batch=2,
+            crop=16,
+            optimizer="muon",
+        )
     )
     first, second = load_model(tmp_path / "weights.safetensors").training["commands"]
     assert first.startswith("python -m train.srgan --data ")

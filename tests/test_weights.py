@@ -178,7 +178,7 @@ def test_another_format_version_is_refused(file):
 
 def test_an_unknown_network_is_refused(file):
     rewrite(file, network="esrgan")
-    with pytest.raises(WeightsError, match="network 'esrgan', known are srgan, srgan-lite"):
+    with pytest.raises(WeightsError, match="network 'esrgan', known are srgan, srgan-lite, srcnn"):
         load_model(file)
 
 

@@ -45,11 +45,15 @@ class Codec:
     quantiser: bool = False
     """the knob is a fixed quantiser, not a constant rate factor"""
     full_range: bool = False
+    smallest: int = 0
+    """frames below this side do not come out the same each time"""
 
 
+# silent, and in one thread: with more, its output is not always the same
+_X265 = "log-level=none:pools=none:frame-threads=1:wpp=0"
 CODECS = (
     Codec("libx264", "h264", 18, 35, {"preset": "veryfast"}),
-    Codec("libx265", "hevc", 20, 36, {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    Codec("libx265", "hevc", 20, 36, {"preset": "ultrafast", "x265-params": _X265}, smallest=64),
     Codec("libvpx-vp9", "vp9", 20, 50, {"deadline": "realtime", "cpu-used": "8"}),
     Codec("mpeg2video", "mpeg2video", 2, 14, {"bf": "2"}, quantiser=True),
     Codec("mjpeg", "mjpeg", 2, 16, {}, quantiser=True, full_range=True),
@@ -114,7 +118,8 @@ def degrade(
         frame = np.asarray(picture.resize((side, side), kernel)).astype(np.float32)
         frame += random.normal(0, 1, (side, side, 1 if one_level else 3)) * noise
         frames.append(frame.round().clip(0, 255).astype(np.uint8))
-    codec = CODECS[random.integers(len(CODECS))]
+    codecs = [codec for codec in CODECS if side >= codec.smallest]
+    codec = codecs[random.integers(len(codecs))]
     quality = int(random.integers(codec.best, codec.worst + 1))
     return places, through_encoder(frames, codec, quality)
 
@@ -148,19 +153,64 @@ def through_encoder(
     decoder.thread_count = 1
     packets = []
     for index, frame in enumerate(frames):
-        picture = av.VideoFrame.from_ndarray(frame, "rgb24").reformat(
-            format="yuv420p", dst_colorspace="itu601", dst_color_range=colour_range
-        )
-        picture.pts = index
+        picture = av.VideoFrame(width, height, "yuv420p")
+        picture.color_range, picture.pts = colour_range, index
+        for plane, values in zip(picture.planes, to_420(frame, codec), strict=True):
+            rows = np.zeros((plane.height, plane.line_size), np.uint8)
+            rows[:, : plane.width] = values
+            plane.update(rows.tobytes())
         packets += encoder.encode(picture)
     packets += encoder.encode(None)
     decoded = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
     return [
-        picture.reformat(
-            format="rgb24", src_colorspace="itu601", src_color_range=colour_range
-        ).to_ndarray()
+        from_420(
+            [
+                np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+                for plane in picture.planes
+            ],
+            codec,
+        )
         for picture in decoded
     ]
+
+
+# Y', Cb, Cr from R'G'B' in 0..1, without offsets (ITU-R BT.601)
+_TO_YCC = np.array(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
+)
+_TO_RGB = np.linalg.inv(_TO_YCC).astype(np.float32)
+
+
+def to_420(frame: NDArray[np.uint8], codec: Codec) -> list[NDArray[np.uint8]]:
+    """Turn (H, W, 3) uint8 RGB into Y, Cb and Cr planes, rounded to nearest.
+
+    swscale's fast path would darken by a level, and the network would learn to brighten.
+    """
+    gain, offset = _levels(codec)
+    ycc = frame.astype(np.float32) / 255 @ _TO_YCC.T * gain + offset
+    height, width = frame.shape[:2]
+    chroma = ycc[..., 1:].reshape(height // 2, 2, width // 2, 2, 2).mean(axis=(1, 3))
+    planes = (ycc[..., 0], chroma[..., 0], chroma[..., 1])
+    return [plane.round().clip(0, 255).astype(np.uint8) for plane in planes]
+
+
+def from_420(planes: list[NDArray[np.uint8]], codec: Codec) -> NDArray[np.uint8]:
+    """Turn Y, Cb and Cr planes into (H, W, 3) uint8 RGB, chroma enlarged bilinearly."""
+    gain, offset = _levels(codec)
+    size = planes[0].shape[::-1]
+    chroma = [
+        np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, _RESIZE.BILINEAR))
+        for plane in planes[1:]
+    ]
+    ycc = (np.stack([planes[0].astype(np.float32), *chroma], axis=-1) - offset) / gain
+    return (ycc @ _TO_RGB.T * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _levels(codec: Codec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return gain and offset of Y, Cb, Cr in 8 bits."""
+    gain = (255, 255, 255) if codec.full_range else (219, 224, 224)
+    offset = (0, 128, 128) if codec.full_range else (16, 128, 128)
+    return np.array(gain, np.float32), np.array(offset, np.float32)
 
 
 class VideoSampler(PatchSampler):

@@ -187,15 +187,15 @@ def generator_terms(
     if adversary is None:
         return {"pixel": pixel_loss(config.loss, sr, hr, luma_weight=config.luma_weight)}
     terms: dict[str, Tensor] = {}
-    if config.content == "mse":
+    if config.content == "mse" and config.content_weight:
         terms["content"] = config.content_weight * content_mse(sr, hr)
-    elif adversary.content is not None:
+    elif adversary.content is not None and config.content_weight:
         features = content_features(adversary.content.network, sr, hr)
         terms["content"] = config.content_weight * features
     if config.pixel_weight:
         pixel = pixel_loss(config.loss, sr, hr, luma_weight=config.luma_weight)
         terms["pixel"] = config.pixel_weight * pixel
-    if adversary.lpips is not None:
+    if adversary.lpips is not None and config.lpips_weight:
         terms["lpips"] = config.lpips_weight * adversary.lpips(sr, hr).mean()
     if config.adversarial_weight:
         adversary.discriminator.requires_grad_(False)

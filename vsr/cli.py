@@ -63,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
     weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
     weights.add_argument("--weights", type=Path, metavar="FILE", help="own .safetensors weights")
     up.add_argument(
+        "--texture",
+        type=float,
+        metavar="T",
+        help="0: fidelity, nothing is added that the input does not hold: the choice for "
+        "evidence, medicine and measuring; 1: all the texture that the model has learned to "
+        "invent; between: a mix (default: the model's own, see `vsr models`)",
+    )
+    up.add_argument(
         "--backend",
         choices=("auto", "pytorch", "openvino"),
         default="auto",
@@ -184,6 +192,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
             source=arguments.input,
             output=arguments.output,
             model=arguments.weights or arguments.model or DEFAULT_MODEL,
+            texture=arguments.texture,
             backend=arguments.backend,
             scale=arguments.scale,
             size=arguments.size,
@@ -213,7 +222,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
     return (
         f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
         f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
-        f"({result.fps:.2f} fps), {result.model} on {result.backend}"
+        f"({result.fps:.2f} fps), {result.model} at texture {result.texture:g} on {result.backend}"
     )
 
 
@@ -232,10 +241,17 @@ def _models() -> str:
 
     lines = []
     for name, built_in in BUILT_IN.items():
-        model = load_model(name)
-        size = f"{count_parameters(model.net):,} parameters"
-        lines += [f"{name}: {built_in.summary}", f"  x{model.scale}, {size}, {built_in.licence}"]
-        for test_set, score in sorted(model.training.get("scores", {}).items()):
-            result = f"PSNR-Y {score['psnr_y']:.2f} dB, SSIM {score['ssim_y']:.4f}"
-            lines.append(f"  {test_set}: {result}")
+        ends = [load_model(name, texture=0)]
+        if built_in.texture_file is not None:
+            ends.append(load_model(name, texture=1))
+        size = f"{count_parameters(ends[0].net):,} parameters"
+        default = f"default texture {built_in.default_texture:g}"
+        about = f"x{ends[0].scale}, {size}, {built_in.licence}, {default}"
+        lines += [f"{name}: {built_in.summary}", f"  {about}"]
+        for model in ends:
+            for test_set, score in sorted(model.training.get("scores", {}).items()):
+                result = f"PSNR-Y {score['psnr_y']:.2f} dB, SSIM {score['ssim_y']:.4f}"
+                if score.get("lpips") is not None:
+                    result += f", LPIPS {score['lpips']:.3f}"
+                lines.append(f"  texture {model.texture:g}, {test_set}: {result}")
     return "\n".join(lines)

@@ -53,6 +53,8 @@ class UpscaleConfig:
     """None: beside the source, with the factor in its name"""
     model: str | Path = DEFAULT_MODEL
     """a built-in model's name, or a weights file"""
+    texture: float | None = None
+    """share of the model's texture end, 0 to 1; None: the model's default"""
     backend: Backend = "auto"
     scale: float | None = None
     """None: the model's own factor"""
@@ -71,6 +73,8 @@ class UpscaleConfig:
             raise ValueError(f"scale must be above 0 and finite, got {self.scale:g}")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
+        if self.texture is not None and not 0 <= self.texture <= 1:
+            raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
         if self.crf is not None and not 0 <= self.crf < inf:
             raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
@@ -101,6 +105,8 @@ class Result:
     seconds: float
     """from the first frame to the finished file; loading the model is not in it"""
     model: str
+    texture: float
+    """share of invented texture that the model was asked for, 0 to 1"""
     backend: str
     peak_bytes: int
     """most memory the process ever held; 0 where the system does not tell"""
@@ -116,6 +122,7 @@ def upscale(
     output: str | os.PathLike[str] | None = None,
     *,
     model: str | Path = DEFAULT_MODEL,
+    texture: float | None = None,
     backend: Backend = "auto",
     scale: float | None = None,
     size: tuple[int, int] | None = None,
@@ -132,6 +139,8 @@ def upscale(
         source: any video or picture that FFmpeg reads.
         output: its suffix names the container; None: `clip_x4.mp4` beside the source.
         model: a built-in model's name (`vsr models`), or the path of a weights file.
+        texture: 0 adds no detail that is not in the input (evidence, medicine), 1 adds all the
+            texture that the model has learned; None: the model's default.
         backend: "auto" takes the fastest that is there; a named one is used or raises.
         scale: factor from above 0 to the model's own; below it the result is shrunk by antialiased
             bicubic interpolation.
@@ -157,6 +166,7 @@ def upscale(
         source=Path(source),
         output=None if output is None else Path(output),
         model=model,
+        texture=texture,
         backend=backend,
         scale=scale,
         size=size,
@@ -178,7 +188,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         reader = stack.enter_context(Reader(config.source, threads=config.threads))
-        loaded = load_model(config.model)
+        loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = config.output or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
@@ -198,6 +208,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             output_size=size,
             seconds=time.monotonic() - began,
             model=loaded.name,
+            texture=loaded.texture,
             backend=engine.backend,
             peak_bytes=peak_bytes(),
         )

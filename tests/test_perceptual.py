@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from train.data import crop_to_multiple, find_photos, load_rgb, to_frame
+from train.perceptual import (
+    CAFFE,
+    IMAGENET,
+    LPIPS_SCALING,
+    LPIPS_TAPS,
+    RELU_OF,
+    FeatureNetwork,
+    find_feature_files,
+    load_content_features,
+    load_lpips,
+)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# a handful of float32 operations
+TOLERANCE = 1e-5
+# the published means have three decimals, and their enlargements were another program's
+PUBLISHED_LPIPS_TOLERANCE = 0.002
+
+VGG19_FIRST = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128)}
+
+
+def random_weights(shapes, kernel=3):
+    generator = torch.Generator().manual_seed(5)
+    weights = {}
+    for index, (out, into) in shapes.items():
+        weight = torch.randn(out, into, kernel, kernel, generator=generator) * 0.1
+        weights |= {f"features.{index}.weight": weight, f"features.{index}.bias": torch.zeros(out)}
+    return weights
+
+
+@pytest.fixture
+def vgg22():
+    """The first layers of VGG19, with random weights."""
+    return FeatureNetwork(
+        "vgg19",
+        random_weights(VGG19_FIRST),
+        taps=[RELU_OF["vgg19", "conv2_2"]],
+        preprocessing=IMAGENET,
+    )
+
+
+# --- preprocessing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        # (x - mean) / std of torchvision's documentation
+        (IMAGENET, ((0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (0.6 - 0.406) / 0.225)),
+        # BGR in 0..255, the mean taken off
+        (CAFFE, (0.6 * 255 - 103.939, 0.4 * 255 - 116.779, 0.2 * 255 - 123.68)),
+        # RGB in [-1, 1], shifted and scaled
+        (
+            LPIPS_SCALING,
+            ((-0.6 + 0.030) / 0.458, (-0.2 + 0.088) / 0.448, (0.2 + 0.188) / 0.450),
+        ),
+    ],
+)
+def test_the_preprocessing_is_the_one_worked_out_by_hand(preprocessing, expected):
+    frame = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
+    found = preprocessing(frame).flatten().tolist()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+# --- the networks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "convolutions"),
+    [("vgg19", "conv2_2", 4), ("vgg19", "conv5_4", 16), ("vgg16", "conv5_3", 13)],
+)
+def test_a_tap_is_the_relu_after_the_convolution_of_that_name(architecture, layer, convolutions):
+    from train.perceptual import _layers
+
+    layers = list(_layers(architecture))[: RELU_OF[architecture, layer] + 1]
+    assert isinstance(layers[-1], nn.ReLU)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in layers) == convolutions
+
+
+def test_features_are_those_of_the_layers_in_a_row(vgg22):
+    frames = torch.rand(2, 3, 12, 12)
+    x = IMAGENET(frames)
+    weights = random_weights(VGG19_FIRST)
+    for index in (0, 2, "pool", 5, 7):
+        if index == "pool":
+            x = nn.functional.max_pool2d(x, 2)
+        else:
+            x = nn.functional.conv2d(x, weights[f"features.{index}.weight"], padding=1).relu()
+    (found,) = vgg22(frames)
+    assert found.shape == (2, 128, 6, 6)
+    torch.testing.assert_close(found, x, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_feature_network_is_frozen_and_stays_in_eval_mode(vgg22):
+    nn.Sequential(vgg22).train()
+    assert not vgg22.training
+    assert not any(module.training for module in vgg22.modules())
+    assert not any(parameter.requires_grad for parameter in vgg22.parameters())
+
+
+def test_gradients_reach_the_picture_through_a_frozen_network(vgg22):
+    frames = torch.rand(1, 3, 8, 8, requires_grad=True)
+    vgg22(frames)[0].square().mean().backward()
+    assert frames.grad.abs().min() > 0
+    assert all(parameter.grad is None for parameter in vgg22.parameters())
+
+
+def test_a_missing_or_wrong_tensor_is_refused_by_name():
+    weights = random_weights(VGG19_FIRST)
+    del weights["features.7.bias"]
+    options = {"taps": [8], "preprocessing": IMAGENET}
+    with pytest.raises(ValueError, match=r"features\.7\.bias has nothing, expected \(128,\)"):
+        FeatureNetwork("vgg19", weights, **options)
+    weights["features.7.bias"] = torch.zeros(64)
+    with pytest.raises(ValueError, match=r"features\.7\.bias has \(64,\), expected \(128,\)"):
+        FeatureNetwork("vgg19", weights, **options)
+
+
+# --- finding the files ----------------------------------------------------------------------------
+
+
+def write(path, tensors, **metadata):
+    safetensors.torch.save_file(tensors, path, metadata)
+    return path
+
+
+def test_vgg22_is_taken_from_a_file_with_its_own_preprocessing(tmp_path):
+    path = write(tmp_path / "a.safetensors", random_weights(VGG19_FIRST), input="BGR 0..255 minus")
+    content = load_content_features("vgg22", find_feature_files([path]))
+    assert content.source == "VGG19 conv2_2"
+    assert content.network.preprocessing == CAFFE
+
+
+def test_a_missing_content_network_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)  # as if not installed
+    path = write(tmp_path / "a.safetensors", random_weights(VGG19_FIRST))
+    with pytest.raises(ValueError, match=r"vgg54 needs VGG19 as far as conv5_4: .*--features"):
+        load_content_features("vgg54", find_feature_files([path]))
+
+
+def test_files_that_are_none_of_the_networks_are_refused_or_in_folders_passed_over(tmp_path):
+    path = write(tmp_path / "other.safetensors", {"x": torch.zeros(1)})
+    assert find_feature_files([tmp_path]) == []
+    with pytest.raises(ValueError, match="holds neither VGG16, VGG19, AlexNet nor LPIPS heads"):
+        find_feature_files([path])
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
+        find_feature_files([tmp_path / "bad.safetensors"])
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        find_feature_files([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize("kind", ["alexnet", "the linear heads"])
+def test_lpips_says_which_file_is_missing(tmp_path, kind):
+    alexnet = {
+        0: (64, 3, 11),
+        3: (192, 64, 5),
+        6: (384, 192, 3),
+        8: (256, 384, 3),
+        10: (256, 256, 3),
+    }
+    body = {}
+    for index, (out, into, kernel) in alexnet.items():
+        body |= random_weights({index: (out, into)}, kernel)
+    heads = {f"alex.lin{i}.model.1.weight": torch.ones(1, 1, 1, 1) for i in range(5)}
+    write(tmp_path / "a.safetensors", heads if kind == "alexnet" else body)
+    with pytest.raises(ValueError, match=f"LPIPS-alex needs {kind}: give safetensors files"):
+        load_lpips(find_feature_files([tmp_path]))
+
+
+# --- with the real weights, where they are beside the checkout ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files():
+    if not (SHARED / "perceptual").is_dir():
+        pytest.skip("the feature networks are not beside the checkout")
+    return find_feature_files([SHARED / "perceptual"])
+
+
+def test_the_files_beside_the_checkout_are_told_apart(files):
+    assert sorted((file.kind, file.convolutions) for file in files) == [
+        ("alexnet", 5),
+        ("heads", 17),
+        ("vgg16", 13),
+        ("vgg19", 8),
+    ]
+
+
+def test_vgg16_stands_in_for_vgg54_and_says_so(files, caplog):
+    content = load_content_features("vgg54", files)
+    assert content.source == "VGG16 conv5_3, standing in for VGG19 conv5_4"
+    assert "stands in" in caplog.text
+    assert content.network(torch.rand(1, 3, 32, 32))[0].shape == (1, 512, 2, 2)
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg"])
+def test_lpips_is_zero_for_equal_pictures_and_grows_with_the_damage(files, network):
+    lpips = load_lpips(files, network=network)
+    a = torch.rand(1, 3, 64, 64)
+    noise = torch.randn(1, 3, 64, 64)
+    same, little, much = (lpips(a, (a + noise * s).clamp(0, 1)).item() for s in (0, 0.02, 0.2))
+    assert same == 0
+    assert 0 < little < much
+    assert lpips(a, a.flip(2)).shape == (1,)
+
+
+def test_the_gradient_of_lpips_is_finite_at_equal_pictures(files):
+    lpips = load_lpips(files)
+    a = torch.rand(1, 3, 64, 64)
+    b = a.clone().requires_grad_()
+    lpips(b, a).sum().backward()
+    assert torch.isfinite(b.grad).all()
+
+
+def test_lpips_of_bicubic_on_set5_is_the_published_figure(files):
+    if not (SHARED / "eval" / "Set5").is_dir():
+        pytest.skip("the test set Set5 is not beside the checkout")
+    import numpy as np
+    from PIL import Image
+
+    lpips = load_lpips(files)
+    found = []
+    for path in find_photos(SHARED / "eval" / "Set5"):
+        original = crop_to_multiple(load_rgb(path), 4)
+        height, width = original.shape[:2]
+        picture = Image.fromarray(original)
+        small = picture.resize((width // 4, height // 4), Image.Resampling.BICUBIC)
+        large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+        with torch.inference_mode():
+            found.append(lpips(to_frame(large), to_frame(original)).item())
+    assert sum(found) / 5 == pytest.approx(0.341, abs=PUBLISHED_LPIPS_TOLERANCE)
+
+
+def test_lpips_taps_are_relus(files):
+    for network, architecture in (("alex", "alexnet"), ("vgg", "vgg16")):
+        features = load_lpips(files, network=network).features
+        assert all(isinstance(features.features[tap], nn.ReLU) for tap in LPIPS_TAPS[architecture])
