@@ -1,15 +1,21 @@
 """How close are the enlarged pictures to their originals?
 
-    python benchmarks/quality.py [--eval FOLDER] [--weights FILE]... [--json FILE]
+    python benchmarks/quality.py [--eval FOLDER] [--features FOLDER] [--clips FOLDER]
+                                 [--weights FILE]... [--json FILE] [--figure PNG]
 
-Scores bicubic interpolation, each built-in model and each `--weights` file on each test set: a
-folder of high-resolution pictures in the folder `--eval` (default: shared/data/eval beside the
-checkout, with Set5, Set14 and BSD100).
+Scores bicubic interpolation, both ends of each built-in model and each `--weights` file.
 
-Protocol: the papers' at x4. Input: the original, cropped to a multiple of 4, shrunk by Pillow's
-antialiased bicubic. PSNR and SSIM (Wang et al. 2004) on Y of BT.601 in studio range, 8 bits, a
-border of 4 pixels left out, the mean over the pictures. Networks run in float32 on the CPU, without
-tiling. Bicubic is Pillow's, from the 8-bit input.
+Pictures: each test set, a folder of high-resolution pictures in `--eval` (default: shared/data/eval
+beside the checkout, with Set5, Set14 and BSD100). Protocol: the papers' at x4. Input: the original,
+cropped to a multiple of 4, shrunk by Pillow's antialiased bicubic. PSNR and SSIM (Wang et al. 2004)
+on Y of BT.601 in studio range, 8 bits, a border of 4 pixels left out, the mean over the pictures.
+Networks run in float32 on the CPU, without tiling. Bicubic is Pillow's, from the 8-bit input.
+
+With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and over VGG16 on the
+small sets, of whole pictures. Texture ends are trained on the one over AlexNet, none on the other.
+
+Clips: with `--clips` (default: shared/data/clips), the middle of each clip, shrunk and put through
+x264; see benchmarks/compressed.py. `--figure` draws one crop with all systems side by side.
 
 MACs are the multiplications of the convolutions, a pixel of the input.
 
@@ -38,26 +44,34 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.compressed import score_clips  # noqa: E402
+from benchmarks.figure import draw_figure  # noqa: E402
 from engines.errors import VSRError, WeightsError  # noqa: E402
 from engines.networks import count_parameters  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.data import find_photos, to_frame  # noqa: E402
 from train.metrics import Score, evaluate, to_picture  # noqa: E402
+from train.perceptual import LPIPS, find_feature_files, load_lpips  # noqa: E402
 from train.srgan import describe_commit  # noqa: E402
 
 SCALE = 4
 USUAL_ORDER = ("Set5", "Set14", "BSD100")
+MOST_FOR_VGG = 20  # pictures in a set that LPIPS over VGG16 is measured on: it takes seconds each
+SHARED = ROOT.parent / "shared" / "data"
 PROTOCOL = {
     "scale": SCALE,
     "input": "original cropped to a multiple of 4, shrunk by Pillow bicubic (antialiased), 8 bits",
     "metrics": "PSNR and SSIM (Wang et al. 2004) on Y of BT.601 studio range, 8-bit pictures",
     "shave_pixels": SCALE,
+    "lpips": "version 0.1, whole pictures; texture ends are trained on the AlexNet kind",
     "mean": "over the pictures of a set",
 }
 # Ledig et al. 2017, table 2: PSNR-Y, SSIM. Its SSIM is the daala package's, not comparable
 PAPER = {
     "bicubic": {"Set5": (28.43, 0.8211), "Set14": (25.99, 0.7486), "BSD100": (25.94, 0.6935)},
+    "SRCNN": {"Set5": (30.07, 0.8627), "Set14": (27.18, 0.7861), "BSD100": (26.68, 0.7291)},
     "SRResNet": {"Set5": (32.05, 0.9019), "Set14": (28.49, 0.8184), "BSD100": (27.58, 0.7620)},
+    "SRGAN": {"Set5": (29.40, 0.8472), "Set14": (26.02, 0.7397), "BSD100": (25.16, 0.6688)},
 }
 
 
@@ -66,11 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
     try:
         sets = find_sets(options.eval)
-        models = [load_model(name) for name in BUILT_IN] + [load_model(p) for p in options.weights]
-        for model in models:
-            if model.scale != SCALE:
-                raise WeightsError(f"{model.name} is x{model.scale}, this benchmark is x{SCALE}")
-        document = run(sets, models)
+        systems = find_systems(options.weights)
+        document = run(options, sets, systems)
         write_atomically(options.json, json.dumps(document, indent=2) + "\n")
     except (VSRError, OSError, ValueError) as error:
         print(f"quality: error: {error}", file=sys.stderr)
@@ -84,8 +95,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--eval", type=Path, default=ROOT.parent / "shared" / "data" / "eval")
+    p.add_argument("--eval", type=Path, default=SHARED / "eval", metavar="FOLDER")
+    p.add_argument("--features", type=Path, default=SHARED / "perceptual", metavar="FOLDER")
+    p.add_argument("--clips", type=Path, default=SHARED / "clips", metavar="FOLDER")
     p.add_argument("--weights", type=Path, default=[], action="append", metavar="FILE")
+    p.add_argument("--figure", type=Path, metavar="PNG")
     p.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     return p.parse_args(argv)
 
@@ -107,26 +121,49 @@ def find_sets(folder: Path) -> list[Path]:
     return sorted(sets, key=lambda path: place.get(path.name, len(place)))
 
 
-def run(sets: list[Path], models: list[Model]) -> dict[str, Any]:
-    """Score bicubic and the models, print the table row by row, return the whole document."""
+def find_systems(files: list[Path]) -> dict[str, Model]:
+    """Load both ends of the built-in models, and weights files, by the name of their row.
+
+    Raises:
+        WeightsError: a file cannot be loaded, or is of another scale.
+    """
+    systems: dict[str, Model] = {}
+    for name, built_in in BUILT_IN.items():
+        systems[name] = load_model(name, texture=0)
+        if built_in.texture_file is not None:
+            systems[f"{name} texture 1"] = load_model(name, texture=1)
+    systems |= {path.stem: load_model(path) for path in files}
+    for name, model in systems.items():
+        if model.scale != SCALE:
+            raise WeightsError(f"{name} is x{model.scale}, this benchmark is x{SCALE}")
+    return systems
+
+
+def run(options: argparse.Namespace, sets: list[Path], systems: dict[str, Model]) -> dict[str, Any]:
+    """Score bicubic and the systems, print the tables row by row, return the whole document."""
     card = environment()
     for name, value in card.items():
         print(f"{name:<13} {value}")
-    print(f"\n{'':<16}{'':>12}{'MACs a':>12}" + "".join(f"{s.name:^18}" for s in sets))
-    print(f"{'':<16}{'parameters':>12}{'LR pixel':>12}" + f"{'PSNR-Y':>9}{'SSIM':>8} " * len(sets))
+    distances = find_distances(options.features)
+    print(f"\n{'':<22}{'':>12}{'MACs a':>12}" + "".join(f"{s.name:^27}" for s in sets))
+    head = f"{'PSNR-Y':>9}{'SSIM':>8}{'LPIPS':>8}  "
+    print(f"{'':<22}{'parameters':>12}{'LR pixel':>12}" + head * len(sets))
     bicubic: dict[str, Any] = {"name": "bicubic", "parameters": 0, "macs_per_lr_pixel": None}
-    rows = [scored(bicubic, enlarge_bicubic, sets)]
-    for model in models:
+    upscalers: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": enlarge_bicubic}
+    rows = [scored(bicubic, enlarge_bicubic, sets, distances)]
+    for name, model in systems.items():
         about = {
-            "name": model.name,
+            "name": name,
             "network": model.network,
+            "texture": model.texture,
             "sha256": model.sha256,
             "parameters": count_parameters(model.net),
             "macs_per_lr_pixel": macs_per_lr_pixel(model.net),
         }
-        rows.append(scored(about, model.net, sets))
+        rows.append(scored(about, model.net, sets, distances))
+        upscalers[name] = model.net
     print(f"\n{reference_line(sets)}")
-    return {
+    document = {
         "benchmark": "quality",
         "environment": card,
         "protocol": PROTOCOL,
@@ -134,29 +171,60 @@ def run(sets: list[Path], models: list[Model]) -> dict[str, Any]:
         "reference": {
             "source": "Ledig et al. 2017, table 2; SSIM of the daala package, not comparable",
             "rows": [
-                {"name": name, "scores": {s: asdict(Score(*pair)) for s, pair in scores.items()}}
+                {
+                    "name": name,
+                    "scores": {
+                        s: {"psnr_y": pair[0], "ssim_y": pair[1]} for s, pair in scores.items()
+                    },
+                }
                 for name, scores in PAPER.items()
             ],
         },
     }
+    if options.clips.is_dir():
+        document["clips"] = score_clips(options.clips, upscalers, distances.get("lpips"))
+    if options.figure is not None:
+        draw_figure(options.figure, sets[0], upscalers, distances.get("lpips"))
+    return document
+
+
+def find_distances(folder: Path) -> dict[str, LPIPS]:
+    """Load the two kinds of LPIPS whose networks are in the folder."""
+    files = find_feature_files([folder]) if folder.is_dir() else []
+    found: dict[str, LPIPS] = {}
+    kinds = {file.kind for file in files}
+    if {"heads", "alexnet"} <= kinds:
+        found["lpips"] = load_lpips(files)
+    if {"heads", "vgg16"} <= kinds:
+        found["lpips_vgg"] = load_lpips(files, network="vgg")
+    return found
 
 
 def scored(
-    about: dict[str, Any], upscale: Callable[[Tensor], Tensor], sets: list[Path]
+    about: dict[str, Any],
+    upscale: Callable[[Tensor], Tensor],
+    sets: list[Path],
+    distances: dict[str, LPIPS],
 ) -> dict[str, Any]:
     """Score an upscaler on each set, print its row, return the row for the document."""
     macs = about["macs_per_lr_pixel"]
     counts = "".join(f"{n:>12,}" if n else f"{'':>12}" for n in (about["parameters"], macs))
-    print(f"{about['name']:<16}{counts}", end="", flush=True)
+    print(f"{about['name']:<22}{counts}", end="", flush=True)
     scores: dict[str, Score] = {}
     for path in sets:
-        score = scores[path.name] = evaluate(upscale, path, scale=SCALE)
-        print(f"{score.psnr_y:>9.2f}{score.ssim_y:>8.4f} ", end="", flush=True)
+        vgg = distances.get("lpips_vgg") if len(find_photos(path)) <= MOST_FOR_VGG else None
+        score = scores[path.name] = evaluate(
+            upscale, path, scale=SCALE, lpips=distances.get("lpips"), lpips_vgg=vgg
+        )
+        lpips = "-" if score.lpips is None else f"{score.lpips:.4f}"
+        print(f"{score.psnr_y:>9.2f}{score.ssim_y:>8.4f}{lpips:>8}  ", end="", flush=True)
     print()
     return {
         **about,
         "scores": {
-            name: {"psnr_y": round(score.psnr_y, 4), "ssim_y": round(score.ssim_y, 6)}
+            name: {
+                key: round(value, 6) for key, value in asdict(score).items() if value is not None
+            }
             for name, score in scores.items()
         },
     }

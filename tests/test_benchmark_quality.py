@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_clip
 from PIL import Image
 
 from engines.networks import build_network
@@ -37,6 +38,14 @@ def sets(tmp_path):
 
 
 @pytest.fixture
+def clips(tmp_path):
+    """A folder of one clip of 20 frames of 80x64."""
+    (tmp_path / "clips").mkdir()
+    write_clip(tmp_path / "clips" / "a.mp4", size=(64, 80), pts=tuple(range(0, 10240, 512)))
+    return tmp_path / "clips"
+
+
+@pytest.fixture
 def quality(monkeypatch):
     """The script as a module."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
@@ -49,10 +58,11 @@ def save_lite(path, **config):
     return net
 
 
-def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, sets):
+def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, sets, clips):
     net = save_lite(tmp_path / "tiny.safetensors")
     command = [sys.executable, "benchmarks/quality.py", "--eval", sets]
     command += ["--weights", tmp_path / "tiny.safetensors", "--json", tmp_path / "q.json"]
+    command += ["--clips", clips, "--features", tmp_path, "--figure", tmp_path / "figure.png"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     *table, last = result.stdout.splitlines()
@@ -62,10 +72,15 @@ def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, s
     assert str(tmp_path) not in last  # a result names no path of the machine
 
     rows = {row["name"]: row for row in document["rows"]}
-    assert list(rows) == ["bicubic", *BUILT_IN, "tiny"]
+    ends = [
+        row
+        for name, built_in in BUILT_IN.items()
+        for row in (name, *([f"{name} texture 1"] if built_in.texture_file else []))
+    ]
+    assert list(rows) == ["bicubic", *ends, "tiny"]
     for row in rows.values():
         assert list(row["scores"]) == ["Set5", "Mine"]
-        (line,) = (line for line in table if line.startswith(row["name"] + " "))
+        line, _ = (line for line in table if line.startswith(row["name"] + "   "))
         for score in row["scores"].values():
             assert f"{score['psnr_y']:.2f} " in line + " "
 
@@ -86,6 +101,13 @@ def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, s
     )
     assert document["environment"]["torch"] == torch.__version__
     assert document["protocol"]["scale"] == 4
+    clip_rows = {row["name"]: row["scores"] for row in document["clips"]}
+    assert list(clip_rows) == list(rows)
+    for scores in clip_rows.values():
+        assert scores["crf 23"]["psnr_y"] > scores["crf 28"]["psnr_y"] > 20
+        assert 0 < scores["crf 23"]["flicker"] < 5
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width == (len(rows) + 1) * (48 + 6) - 6
     (line,) = (line for line in table if line.startswith("paper"))
     assert "bicubic 28.43/0.8211" in line
     assert "SRResNet 32.05/0.9019" in line
@@ -113,7 +135,7 @@ def test_macs_are_counted_at_the_size_where_they_happen(quality):
 
 @pytest.mark.parametrize("case", ["no folder", "no sets", "no pictures", "another scale"])
 def test_what_cannot_be_scored_is_one_line_and_exit_code_1(tmp_path, sets, quality, capsys, case):
-    arguments = ["--eval", sets, "--json", tmp_path / "q.json"]
+    arguments = ["--eval", sets, "--json", tmp_path / "q.json", "--clips", tmp_path / "absent"]
     if case == "no folder":
         arguments[1], message = tmp_path / "absent", "absent does not exist: give --eval FOLDER"
     elif case == "no sets":

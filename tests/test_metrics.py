@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from train.metrics import evaluate, psnr, ssim, to_luma, to_picture
+from train.metrics import evaluate, flicker, psnr, ssim, to_luma, to_picture
 
 EVAL_SETS = Path(__file__).parents[2] / "shared" / "data" / "eval"
 
@@ -111,6 +111,18 @@ def test_ssim_is_that_of_wang_et_al_over_the_valid_region(noise):
     found = ssim(a, b)
     assert found == pytest.approx(plain_ssim(a, b), abs=SUM_TOLERANCE)
     assert found < 0.999
+
+
+# --- flicker --------------------------------------------------------------------------------------
+
+
+def test_flicker_is_zero_for_the_same_changes_and_counts_others():
+    grey = [np.full((4, 4, 3), level, np.uint8) for level in (100, 110, 130)]
+    darker = [frame - 50 for frame in grey]
+    assert flicker(darker, grey) == pytest.approx(0, abs=SUM_TOLERANCE)
+    frozen = [grey[0]] * 3
+    # 10 and 20 levels of RGB, 219/255 of that on Y
+    assert flicker(frozen, grey) == pytest.approx(15 * 219 / 255, abs=LUMA_TOLERANCE)
 
 
 # --- whole test sets ------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class Score:
     """0..1"""
     lpips: float | None = None
     """LPIPS 0.1 over AlexNet, 0 for equal pictures, of the whole picture; None: not measured"""
+    lpips_vgg: float | None = None
+    """the same over VGG16, which no recipe trains on"""
 
 
 def to_picture(frame: Tensor) -> NDArray[np.uint8]:
@@ -71,6 +73,7 @@ def evaluate(
     *,
     scale: int = 4,
     lpips: LPIPS | None = None,
+    lpips_vgg: LPIPS | None = None,
 ) -> Score:
     """Score an upscaler on a folder of high-resolution pictures.
 
@@ -78,19 +81,40 @@ def evaluate(
         upscale: (1, 3, H, W) float32 RGB in [0, 1] to (1, 3, H*scale, W*scale).
         folder: the originals; the input is made from them by antialiased bicubic shrinking.
         scale: the factor of the upscaler, and the border that PSNR and SSIM leave out.
-        lpips: measure LPIPS too.
+        lpips: measure LPIPS over AlexNet too.
+        lpips_vgg: measure LPIPS over VGG16 too.
     """
     scores = []
-    distances = []
+    distances: list[list[float]] = []
+    networks = [network for network in (lpips, lpips_vgg) if network is not None]
     for path in find_photos(folder):
         original = crop_to_multiple(load_rgb(path), scale)
         result = to_picture(upscale(to_frame(shrink_bicubic(original, scale))))
         a, b = to_luma(result, shave=scale), to_luma(original, shave=scale)
         scores.append((psnr(a, b), ssim(a, b)))
-        if lpips is not None:
-            distances.append(float(lpips(to_frame(result), to_frame(original))))
+        pair = (to_frame(result), to_frame(original))
+        distances.append([float(network(*pair)) for network in networks])
+    means = [fmean(column) for column in zip(*distances, strict=True)]
     return Score(
         psnr_y=fmean(s[0] for s in scores),
         ssim_y=fmean(s[1] for s in scores),
-        lpips=fmean(distances) if distances else None,
+        lpips=means.pop(0) if lpips is not None else None,
+        lpips_vgg=means.pop(0) if lpips_vgg is not None else None,
     )
+
+
+def flicker(result: list[NDArray[np.uint8]], original: list[NDArray[np.uint8]]) -> float:
+    """How differently two clips change from frame to frame, in 8-bit levels of Y.
+
+    The mean of |(r[t+1] - r[t]) - (o[t+1] - o[t])|: 0 where the result changes exactly as the
+    original does, whatever either looks like. A frozen picture of a moving scene scores too.
+
+    Args:
+        result: (H, W, 3) uint8 RGB frames, two or more.
+        original: as many, of the same size.
+    """
+    luma = [
+        np.stack([to_luma(frame, shave=0) for frame in frames]) for frames in (result, original)
+    ]
+    changes = [np.diff(clip, axis=0) for clip in luma]
+    return float(np.abs(changes[0] - changes[1]).mean())

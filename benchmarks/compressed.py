@@ -1,0 +1,102 @@
+"""How do upscalers do on compressed video? Real clips, shrunk, through x264 and back.
+
+From each clip FRAMES consecutive frames, the middle SIDE x SIDE pixels (less where it is smaller),
+shrunk to a quarter by Pillow's antialiased bicubic, through x264 (preset veryfast, 4:2:0) at each
+CRF of QUALITIES, upscaled, compared with the original: PSNR on Y, LPIPS over AlexNet, and flicker
+(see `train.metrics.flicker`). Means over all clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.data import shrink_bicubic, to_frame
+from train.degrade import CODECS, through_encoder
+from train.metrics import flicker, psnr, to_luma, to_picture
+from train.perceptual import LPIPS
+
+SCALE = 4
+FRAMES = 8
+FIRST = 10  # frames left out: many clips fade in
+SIDE = 448
+QUALITIES = (23, 28)
+X264 = replace(next(codec for codec in CODECS if codec.encoder == "libx264"), best=0, worst=51)
+
+Picture = NDArray[np.uint8]
+
+
+def score_clips(
+    folder: Path, upscalers: dict[str, Callable[[Tensor], Tensor]], lpips: LPIPS | None
+) -> list[dict[str, Any]]:
+    """Score upscalers on the clips of a folder, print a table, return its rows.
+
+    Args:
+        folder: of video files; folders in it are not looked at.
+        upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
+        lpips: None leaves the column out.
+    """
+    clips = {path.stem: read_middle(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    print(f"\n{len(clips)} clips, {FRAMES} frames each, shrunk by {SCALE}, through x264")
+    print(f"{'':<22}" + "".join(f"{f'CRF {crf}':^27}" for crf in QUALITIES))
+    print(f"{'':<22}" + f"{'PSNR-Y':>9}{'LPIPS':>9}{'flicker':>9}" * len(QUALITIES))
+    inputs = {
+        crf: {
+            name: through_encoder([shrink_bicubic(f, SCALE) for f in frames], X264, crf)
+            for name, frames in clips.items()
+        }
+        for crf in QUALITIES
+    }
+    rows = []
+    for upscaler, upscale in upscalers.items():
+        print(f"{upscaler:<22}", end="", flush=True)
+        scores: dict[str, dict[str, float]] = {}
+        for crf, encoded in inputs.items():
+            parts = [score_clip(upscale, encoded[name], clips[name], lpips) for name in clips]
+            means = {key: round(fmean(part[key] for part in parts), 6) for key in parts[0]}
+            scores[f"crf {crf}"] = means
+            distance = f"{means['lpips']:.4f}" if "lpips" in means else "-"
+            print(
+                f"{means['psnr_y']:>9.2f}{distance:>9}{means['flicker']:>9.2f}", end="", flush=True
+            )
+        print()
+        rows.append({"name": upscaler, "scores": scores})
+    return rows
+
+
+@torch.inference_mode()
+def score_clip(
+    upscale: Callable[[Tensor], Tensor],
+    encoded: list[Picture],
+    originals: list[Picture],
+    lpips: LPIPS | None,
+) -> dict[str, float]:
+    """Score an upscaler on one clip."""
+    results = [to_picture(upscale(to_frame(frame))) for frame in encoded]
+    pairs = list(zip(results, originals, strict=True))
+    errors = [psnr(to_luma(a, shave=SCALE), to_luma(b, shave=SCALE)) for a, b in pairs]
+    found = {"psnr_y": fmean(errors), "flicker": flicker(results, originals)}
+    if lpips is not None:
+        # every other frame: neighbours hardly differ
+        found["lpips"] = fmean(float(lpips(to_frame(a), to_frame(b))) for a, b in pairs[::2])
+    return found
+
+
+def read_middle(path: Path) -> list[Picture]:
+    """Read the middle of some frames of a clip as (H, W, 3) uint8 RGB, sides divisible by 8."""
+    with av.open(str(path)) as container:
+        frames = islice(container.decode(video=0), FIRST, FIRST + FRAMES)
+        pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
+    height, width = (min(SIDE, side) // 8 * 8 for side in pictures[0].shape[:2])
+    top, left = (pictures[0].shape[0] - height) // 2, (pictures[0].shape[1] - width) // 2
+    return [picture[top : top + height, left : left + width] for picture in pictures]

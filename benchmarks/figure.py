@@ -1,0 +1,67 @@
+"""The comparison of the SRGAN paper's figure 2: one crop, all systems side by side, with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
+from train.metrics import psnr, to_luma, to_picture
+from train.perceptual import LPIPS
+
+SCALE = 4
+SIDE = 200  # of the crop, pixels of the original
+BAND = 44  # height of the captions
+GAP = 6
+PICTURE = "butterfly"  # of Set5; any other set shows its first
+
+
+@torch.inference_mode()
+def draw_figure(
+    path: Path,
+    folder: Path,
+    upscalers: dict[str, Callable[[Tensor], Tensor]],
+    lpips: LPIPS | None,
+) -> None:
+    """Draw one crop as each upscaler makes it, and the original, into a PNG.
+
+    Args:
+        path: the PNG.
+        folder: a test set.
+        upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
+        lpips: None leaves it out of the captions.
+    """
+    photos = find_photos(folder)
+    photo = next((p for p in photos if p.stem == PICTURE), photos[0])
+    original = crop_to_multiple(load_rgb(photo), SCALE)
+    frame = to_frame(shrink_bicubic(original, SCALE))
+    pictures = {name: to_picture(upscale(frame)) for name, upscale in upscalers.items()}
+    captions = {name: caption(picture, original, lpips) for name, picture in pictures.items()}
+    pictures["original"], captions["original"] = original, "PSNR-Y / LPIPS"
+    wide = min(SIDE, original.shape[1])
+    tall = min(SIDE, original.shape[0])
+    top, left = (original.shape[0] - tall) // 2, (original.shape[1] - wide) // 2
+    sheet = Image.new("RGB", (len(pictures) * (wide + GAP) - GAP, tall + BAND), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, picture) in enumerate(pictures.items()):
+        x = index * (wide + GAP)
+        crop = np.ascontiguousarray(picture[top : top + tall, left : left + wide])
+        sheet.paste(Image.fromarray(crop), (x, BAND))
+        draw.text((x + 2, 2), name, "black", ImageFont.load_default(15))
+        draw.text((x + 2, 22), captions[name], "black", ImageFont.load_default(13))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def caption(picture: NDArray[np.uint8], original: NDArray[np.uint8], lpips: LPIPS | None) -> str:
+    """Return the scores of one picture."""
+    error = psnr(to_luma(picture, shave=SCALE), to_luma(original, shave=SCALE))
+    if lpips is None:
+        return f"{error:.2f} dB"
+    return f"{error:.2f} dB / {float(lpips(to_frame(picture), to_frame(original))):.3f}"
