@@ -11,6 +11,7 @@ from train.losses import (
     content_mse,
     discriminator_loss,
     generator_adversarial,
+    lpips_loss,
     pixel_loss,
     r1_penalty,
 )
@@ -57,6 +58,22 @@ def test_the_feature_loss_has_a_gradient_at_the_generated_picture():
     sr = torch.zeros(1, 3, 2, 2, requires_grad=True)
     content_features(Doubler(), sr, torch.ones(1, 3, 2, 2)).backward()
     assert (sr.grad < 0).all()  # towards the original
+
+
+class EveryFourth(nn.Module):
+    """A distance that looks at every fourth pixel only, as AlexNet does."""
+
+    def forward(self, a, b):
+        return (a - b).abs()[..., ::4, ::4].mean(dim=(1, 2, 3))
+
+
+def test_lpips_is_seen_from_all_places_so_that_no_pattern_hides():
+    hr = torch.zeros(1, 3, 16, 16)
+    sr = torch.ones(1, 3, 16, 16)
+    sr[..., ::4, ::4] = 0  # perfect, if looked at from the corner
+    found = [lpips_loss(EveryFourth(), sr, hr).item() for _ in range(20)]
+    assert min(found) == 0
+    assert sum(found) > 10
 
 
 @pytest.mark.parametrize("logit", [-3.0, 0.0, 2.0])

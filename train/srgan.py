@@ -55,6 +55,7 @@ from train.losses import (
     content_mse,
     discriminator_loss,
     generator_adversarial,
+    lpips_loss,
     pixel_loss,
     r1_penalty,
 )
@@ -196,7 +197,7 @@ def generator_terms(
         pixel = pixel_loss(config.loss, sr, hr, luma_weight=config.luma_weight)
         terms["pixel"] = config.pixel_weight * pixel
     if adversary.lpips is not None and config.lpips_weight:
-        terms["lpips"] = config.lpips_weight * adversary.lpips(sr, hr).mean()
+        terms["lpips"] = config.lpips_weight * lpips_loss(adversary.lpips, sr, hr)
     if config.adversarial_weight:
         adversary.discriminator.requires_grad_(False)
         adversarial = generator_adversarial(adversary.discriminator(sr))
