@@ -64,7 +64,8 @@ def lpips_loss(lpips: LPIPS, sr: Tensor, hr: Tensor) -> Tensor:
     from a fixed place the generator would learn one that the network does not see.
     """
     top, left = torch.randint(4, (2,)).tolist()
-    return lpips(sr[..., top:, left:], hr[..., top:, left:]).mean()
+    distances: Tensor = lpips(sr[..., top:, left:], hr[..., top:, left:])
+    return distances.mean()
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
