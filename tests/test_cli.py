@@ -67,6 +67,7 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "output_size": [100, 76],
         "model": "tiny",
         "backend": "pytorch",
+        "resumed": 0,
     }
 
 
@@ -252,14 +253,14 @@ def test_ctrl_c_in_the_middle_leaves_nothing(number, tmp_path, tiny_weights):
     command = [sys.executable, "-m", "vsr", "upscale", source, "--weights", tiny_weights]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
-        while not any(path.stat().st_size > 1000 for path in tmp_path.glob("*.partial.mp4")):
+        while not any(path.stat().st_size > 1000 for path in tmp_path.glob("*.partial/*.packets")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.02)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "vsr: interrupted, nothing was written\n"
+    assert err == "vsr: interrupted, no output was written\n"
     assert names_in(tmp_path) == ["in.mp4"]
 
 

@@ -84,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
     up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    up.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start anew where an interrupted run could go on, and drop what it left",
+    )
     up.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     _add_verbosity(up)
 
@@ -141,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         result = _models() if arguments.command == "models" else _upscale(arguments)
         return _print(result)
     except KeyboardInterrupt:
-        print("vsr: interrupted, nothing was written", file=sys.stderr)
+        print("vsr: interrupted, no output was written", file=sys.stderr)
         return 130
     except Exception as error:  # one line for people; -v says where
         logging.getLogger("vsr").debug("traceback", exc_info=True)
@@ -192,6 +197,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
             preset=arguments.preset,
             threads=arguments.threads,
             overwrite=arguments.overwrite,
+            resume=not arguments.no_resume,
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
@@ -201,6 +207,8 @@ def _upscale(arguments: argparse.Namespace) -> str:
         def show(progress: Progress) -> None:
             if progress.total is not None:
                 bar.total = max(progress.total, progress.frames)
+            if progress.resumed and not bar.n:  # the speed is that of the frames made now
+                bar.initial = bar.n = progress.resumed
             bar.update(progress.frames - bar.n)
 
         result = run(config, show)

@@ -1,6 +1,6 @@
 """Reading clips and stills.
 
-`Reader` decodes the picture of a clip into planes and puts the packets of its other streams aside.
+`Reader` decodes the picture of a clip into planes; `other_packets` reads its other streams.
 Presentation timestamps are integers in the clip's own time base and pass through untouched; nothing
 is computed from a frame rate.
 """
@@ -8,8 +8,8 @@ is computed from a frame rate.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -100,8 +100,7 @@ class ClipInfo:
 class Reader:
     """Decodes one video stream of a clip, or a still.
 
-    Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`. Packets
-    of all other streams are put aside in `passengers` as they are met.
+    Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`.
 
     Args:
         path: the file.
@@ -109,7 +108,6 @@ class Reader:
 
     Attributes:
         info: of the picture.
-        passengers: packets of the other streams, in file order, for the writer to take.
         lost_packets: packets that could not be decoded, so far.
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
@@ -119,7 +117,6 @@ class Reader:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self.passengers: deque[av.Packet[Any]] = deque()
         self.lost_packets = 0
         self.damaged_frames = 0
         self.frames_read = 0
@@ -243,8 +240,6 @@ class Reader:
                 self._end_seconds = max(self._end_seconds, end)
             if packet.stream_index == self.stream.index:
                 yield from self._decode_packet(packet)
-            else:
-                self.passengers.append(packet)
         yield from self._decode_packet(None)
 
     def _decode_packet(self, packet: av.Packet[Any] | None) -> Iterator[av.VideoFrame]:
@@ -305,6 +300,25 @@ class Reader:
             display_matrix=_display_matrix(frame),
         )
         return info, name
+
+
+def other_packets(path: Path, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
+    """Yield the packets of some streams, by their indices, in file order.
+
+    Where the file breaks off, so does this: the reader of its picture has said so. The file closes
+    with this generator, and a packet's `stream` must not be touched after that.
+
+    Raises:
+        FFmpegError: the file cannot be opened.
+    """
+    if not wanted:
+        return
+    with av.open(file_url(path), "r") as container:
+        packets = container.demux()
+        with suppress(FFmpegError):
+            for packet in packets:
+                if packet.size and packet.stream_index in wanted:
+                    yield packet
 
 
 class Timeline:

@@ -1,0 +1,482 @@
+"""Crash-proof output: a clip is made in segments, and an interrupted job goes on from the last.
+
+Beside the output stands a folder while it is being made:
+
+    clip_x4.mp4.partial/
+        journal.json     what the job is, and which segments are whole
+        000000.packets   frames 0 to 249, from an encoder of their own (see `vsr.packets`)
+        000001.packets   ...
+        joined.mp4       all of them with sound and the rest; renamed to clip_x4.mp4 at the end
+        lock             held by the run that is at work
+
+A segment enters the journal when it is on the disk. Cuts are at frame counts and each segment has a
+fresh encoder, so a segment does not depend on where its run began: resumed or not, the output is
+the same to the bit. The journal is replaced as a whole, never changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import av
+from av.error import FFmpegError
+from torch import Tensor
+
+from engines.errors import MediaError
+from vsr.encode import PictureEncoding
+from vsr.mux import EXACT_SUFFIXES, Muxer, compare_times
+from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
+from vsr.video import Reader, Timed, reason
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SEGMENT_FRAMES = 250
+"""x264 begins anew after 250 frames at the latest in any case; about 10 s of a clip"""
+_FORMAT = "vsr-segments/1"
+_LONGEST_NAME_BYTES = 200  # file systems take 255, and the folder's name is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One whole segment."""
+
+    file: str
+    frames: int
+    first_pts: int
+    last_pts: int
+    """of the last frame in order of presentation; both in ticks of the clip"""
+    sha256: str
+
+
+@dataclass(slots=True)
+class Journal:
+    """What `journal.json` holds."""
+
+    key: dict[str, Any]
+    """everything that shapes the segments; see `vsr.pipeline.job_key`"""
+    segments: list[Segment] = field(default_factory=list)
+    finished: bool = False
+    """whether the last segment is the clip's last"""
+    joined: list[int] | None = None
+    """size in bytes and time (mtime_ns) of the joined file, once it awaits its name"""
+    format: str = _FORMAT
+
+    @property
+    def frames(self) -> int:
+        """Number of frames in whole segments."""
+        return sum(segment.frames for segment in self.segments)
+
+    def save(self, path: Path) -> None:
+        """Replace the file; a crash leaves the old or the new one."""
+        fresh = path.with_suffix(".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        _sync_folder(path.parent)
+
+    @classmethod
+    def load(cls, path: Path) -> Journal | None:
+        """Read the file; None where there is none.
+
+        Raises:
+            ValueError: it is damaged, or no journal of ours.
+        """
+        try:
+            stored = json.loads(path.read_bytes())
+            if stored["format"] != _FORMAT or not isinstance(stored["key"], dict):
+                raise ValueError(f"format {stored['format']!r}, expected {_FORMAT!r}")
+            segments = [Segment(**segment) for segment in stored.pop("segments")]
+            if [segment.file for segment in segments] != [
+                _file_name(index) for index in range(len(segments))
+            ]:
+                raise ValueError("its segments are not numbered from 0")
+            if any(segment.frames < 1 for segment in segments):
+                raise ValueError("a segment without frames")
+            return cls(**stored, segments=segments)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+class SegmentedWriter:
+    """Encodes planes into a clip, in segments, and goes on where an interrupted run stopped.
+
+    Args:
+        path: the output; its suffix names the container.
+        reader: of the input: its other streams, tags and time base are taken over.
+        encoding: of the picture.
+        key: everything that shapes the frames and their encoding, JSON-able.
+        resume: False: drop what an earlier run left, and keep nothing for a later one.
+        overwrite: replace an output that another job has made.
+
+    Attributes:
+        frames: number of frames written, those of the earlier run among them.
+        resumed: number of frames taken over from an earlier run.
+        finished: whether an earlier run has written them all: `commit` is all that is left.
+
+    Raises:
+        MediaError: another run is making this output; the container or the encoder does not open
+            or does not fit; or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        reader: Reader,
+        encoding: PictureEncoding,
+        *,
+        key: dict[str, Any],
+        resume: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.folder = path, partial_folder(path)
+        self._reader, self._encoding, self._resume = reader, encoding, resume
+        self._journal_path = self.folder / "journal.json"
+        self._joined_path = self.folder / f"joined{path.suffix}"
+        self._encoder: av.VideoCodecContext | None = None
+        self._file: PacketFile | None = None
+        self._times: list[int] = []
+        self._last_tick: int | None = None
+        try:
+            self._lock = _lock(self.folder, path)
+        except OSError as error:
+            raise MediaError(f"cannot write {path}: {reason(error)}") from error
+        self._journal = Journal({})
+        self._began = False
+        try:
+            muxer = Muxer(self._joined_path, path, reader, encoding)  # finds out what it refuses
+            muxer.abort()
+            self._extradata, self._global_header = muxer.extradata, muxer.global_header
+            self._tick_seconds = muxer.tick_seconds
+            for sentence in muxer.left_out:
+                log.warning("%s", sentence)
+            extradata = hashlib.sha256(self._extradata).hexdigest()
+            key = json.loads(json.dumps({**key, "parameter sets": extradata}, default=str))
+            self._began = True
+            self._journal = self._take_over(key)
+            if self._journal.segments == [] and not overwrite and path.exists():
+                raise MediaError(f"{path} exists: --overwrite replaces it")
+        except BaseException:
+            self.abort()
+            raise
+        self.frames = self.resumed = self._journal.frames
+        self.finished = self._journal.finished
+
+    def remaining(self, frames: Iterator[Timed[T]]) -> Iterator[Timed[T]]:
+        """Leave out the first `resumed` frames.
+
+        They are decoded all the same: a decoder that starts in the middle need not give the same
+        frames, and decoding is cheap beside the network.
+
+        Raises:
+            MediaError: they are not those that the segments were made of.
+        """
+        for segment in self._journal.segments[:]:
+            for index in range(segment.frames):
+                frame = next(frames, None)
+                expected = {0: segment.first_pts, segment.frames - 1: segment.last_pts}.get(index)
+                if frame is None or expected not in (None, frame.pts):
+                    raise MediaError(
+                        f"{self._reader.info.path} decodes to other frames than in the run that "
+                        f"{self.folder.name} is from: --no-resume starts anew"
+                    )
+        yield from frames
+
+    def write(self, frame: Timed[list[Tensor]]) -> None:
+        """Encode one frame, planes of the encoding's layout; close the segment if it is full.
+
+        Raises:
+            MediaError: the encoder or the disk refuses.
+        """
+        if self._tick_seconds:  # found out now, not when all is joined
+            tick = round(frame.pts * self._reader.info.time_base / self._tick_seconds)
+            if tick == self._last_tick:
+                raise MediaError(
+                    f"{self.path} counts time in {self._tick_seconds} s, but frames {self.frames} "
+                    f"and {self.frames + 1} are closer: .mkv or .mp4 can hold them"
+                )
+            self._last_tick = tick
+        try:
+            if self._encoder is None:
+                self._open_segment()
+            self._times.append(frame.pts)
+            self._encode(self._encoding.picture(frame))
+            self.frames += 1
+            if len(self._times) == SEGMENT_FRAMES:
+                self._close_segment()
+        except (FFmpegError, OSError, ValueError) as error:
+            raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
+
+    def commit(self) -> None:
+        """Join the segments, check the result, give it its name, and remove the rest.
+
+        Raises:
+            MediaError: the disk refuses, or frames were lost in the encoder.
+        """
+        try:
+            if self._encoder is not None:
+                self._close_segment()
+            if not self.finished:
+                self._journal.finished = True
+                self._journal.save(self._journal_path)
+            if not self._is_joined(self._journal):
+                self._join()
+            self._remove()
+        except (FFmpegError, OSError) as error:
+            raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
+
+    def abort(self) -> None:
+        """Stop; keep whole segments and say so, remove all else. Harmless after `commit`."""
+        if self._lock.closed:
+            return
+        if self._file is not None:
+            self._file.abort()
+        kept = self._journal.frames if self._resume else 0
+        if kept:
+            self._joined_path.unlink(missing_ok=True)
+            log.warning(
+                "%d frames are kept in %s: the same command goes on from there", kept, self.folder
+            )
+            self._lock.close()
+        elif not self._began and self._journal_path.exists():  # an earlier run's, untouched
+            self._lock.close()
+        else:
+            self._remove()
+
+    def _take_over(self, key: dict[str, Any]) -> Journal:
+        """Return the journal of an earlier run of the same job, or a new one."""
+        try:
+            journal = Journal.load(self._journal_path)
+        except ValueError as error:
+            log.warning("%s is damaged, starting anew: %s", self._journal_path, error)
+            journal = None
+        else:
+            if journal is not None and not self._resume:
+                journal = None
+            elif journal is not None and (changes := _changes(journal.key, key)):
+                log.warning(
+                    "starting anew, without the %d frames in %s: %s",
+                    journal.frames, self.folder, "; ".join(changes),
+                )  # fmt: skip
+                journal = None
+        journal = journal or Journal(key)
+        if not self._is_joined(journal):
+            self._drop_damaged(journal)
+        keep = {segment.file for segment in journal.segments}
+        _clear(self.folder, keep | {"lock", "journal.json"} if keep else {"lock"})
+        if journal.segments:
+            log.warning("going on after %d frames that an earlier run has made", journal.frames)
+        return journal
+
+    def _is_joined(self, journal: Journal) -> bool:
+        return journal.joined is not None and journal.joined == _stamp(self.path)
+
+    def _drop_damaged(self, journal: Journal) -> None:
+        """Shorten a journal to the segments that are on the disk as it says."""
+        for index, segment in enumerate(journal.segments):
+            path = self.folder / segment.file
+            if not path.is_file() or sha256(path) != segment.sha256:
+                log.warning("%s is damaged: made again, with what follows", path)
+                del journal.segments[index:]
+                journal.finished, journal.joined = False, None
+                return
+
+    def _open_segment(self) -> None:
+        self._encoder = self._encoding.open(global_header=self._global_header)
+        if bytes(self._encoder.extradata or b"") != self._extradata:
+            raise MediaError(
+                f"encoder {self._encoding.name} does not give the same parameter sets twice: its "
+                "segments could not be joined"
+            )
+        self._file = PacketFile(self.folder / _file_name(len(self._journal.segments)))
+        self._times = []
+
+    def _encode(self, picture: av.VideoFrame | None) -> None:
+        assert self._encoder is not None
+        assert self._file is not None
+        for packet in self._encoder.encode(picture):
+            if packet.size:
+                pts = self._times[0] if packet.pts is None else packet.pts
+                self._file.write(
+                    Packet(pts, packet.duration or 0, packet.is_keyframe, bytes(packet))
+                )
+
+    def _close_segment(self) -> None:
+        """Flush the encoder, bring the segment to the disk, then enter it in the journal."""
+        assert self._file is not None
+        self._encode(None)
+        name, digest = self._file.path.name, self._file.close()
+        found = sorted(read_times(self._file.path))
+        self._encoder = None
+        if found != self._times:
+            raise MediaError(
+                f"{self.path}: {len(self._times)} frames went into the encoder, {len(found)} came "
+                "out, or with other timestamps"
+            )
+        _sync_folder(self.folder)
+        self._journal.segments.append(Segment(name, len(found), found[0], found[-1], digest))
+        self._journal.save(self._journal_path)
+        self._file = None
+
+    def _join(self) -> None:
+        muxer = Muxer(self._joined_path, self.path, self._reader, self._encoding)
+        paths = [self.folder / segment.file for segment in self._journal.segments]
+        try:
+            muxer.mux(joined(paths))
+            if self.path.suffix.lower() in EXACT_SUFFIXES:
+                times = chain.from_iterable(map(read_times, paths))
+                compare_times(self._joined_path, times, self._reader)
+        except BaseException:
+            muxer.abort()
+            raise
+        with self._joined_path.open("rb+") as file:
+            os.fsync(file.fileno())
+        self._journal.joined = _stamp(self._joined_path)
+        self._journal.save(self._journal_path)
+        os.replace(self._joined_path, self.path)
+        _sync_folder(self.path.parent)
+
+    def _remove(self) -> None:
+        """Remove the folder, unless something foreign is in it."""
+        _clear(self.folder, {"lock", "journal.json"})
+        if sys.platform == "win32":  # removes no open file
+            self._lock.close()
+        with suppress(OSError):
+            (self.folder / "lock").unlink(missing_ok=True)
+            self._journal_path.unlink(missing_ok=True)  # last: it says that all is done
+            self.folder.rmdir()
+        self._lock.close()
+
+
+def joined(paths: list[Path]) -> Iterator[tuple[Packet, int]]:
+    """Yield the packets of segments, each with its dts, as if one encoder had made them all.
+
+    The first dts of an encoder lie before its first pts, by as many frames as it reorders: at a
+    join they would jump back. So dts are dealt out anew, as encoders do: the pts in ascending
+    order, late by the most frames that any frame is moved.
+    """
+    if not paths:
+        return
+    delay = 0
+    for path in paths:
+        times = read_times(path)
+        ranks = {pts: rank for rank, pts in enumerate(sorted(times))}
+        delay = max(delay, *(index - ranks[pts] for index, pts in enumerate(times)))
+    ascending = sorted(read_times(paths[0]))
+    lead = ascending[min(delay, len(ascending) - 1)] - ascending[0]
+    waiting = [pts - lead for pts in ascending[:delay]]
+    for path in paths:
+        waiting += sorted(read_times(path))
+        for packet in read_packets(path):
+            yield packet, waiting.pop(0)
+
+
+def partial_folder(path: Path) -> Path:
+    """Name the folder in which an output is made."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME_BYTES:
+        name = f"{path.stem[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{path.suffix}"
+    return path.with_name(f"{name}.partial")
+
+
+def awaits_removal(path: Path) -> bool:
+    """Tell whether an output was renamed by a run that could not remove its folder any more.
+
+    An empty folder, which is all that such a run can leave beside, goes at once.
+    """
+    with suppress(OSError):
+        partial_folder(path).rmdir()
+    try:
+        journal = Journal.load(partial_folder(path) / "journal.json")
+    except ValueError:
+        return False
+    return journal is not None and journal.joined is not None and journal.joined == _stamp(path)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.packets"
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _clear(folder: Path, keep: set[str]) -> None:
+    """Remove what a writer may have left, apart from some names; nothing foreign."""
+    ours = [folder / "journal.json", folder / "journal.new", folder / "lock"]
+    for path in [*ours, *folder.glob("*.packets"), *folder.glob("joined.*")]:
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring new names to the disk, where the system can."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path, output: Path) -> BinaryIO:
+    """Create the folder and lock it until the file is closed or the process dies.
+
+    Raises:
+        MediaError: another run holds it.
+        OSError: the folder cannot be written.
+    """
+    path = folder / "lock"
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            file = path.open("wb")
+        except FileNotFoundError:  # another run has just finished and removed it
+            continue
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise MediaError(f"{output} is being made by another run already") from error
+        except OSError as error:
+            log.warning("cannot lock %s: %s", path, reason(error))
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
