@@ -24,8 +24,9 @@ import vsr
 from engines.errors import MediaError
 from vsr import segments
 from vsr.cli import main
+from vsr.journal import Journal, Segment, partial_folder
 from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
-from vsr.segments import Journal, Segment, SegmentedWriter, joined, partial_folder
+from vsr.segments import SegmentedWriter, joined
 
 upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast", threads=1)
 
@@ -245,7 +246,7 @@ def test_a_kill_while_joining_and_renaming_is_mended(step, long_clip, tiny_weigh
         if step == "compare_times":
             patch.setattr(segments, "compare_times", kill)
         elif step == "fsync joined":
-            patch.setattr(segments, "_stamp", kill)
+            patch.setattr(segments, "stamp", kill)
         elif step == "replace output":
             replace = os.replace
             patch.setattr(

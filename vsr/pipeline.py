@@ -33,7 +33,8 @@ from engines.weights import Model
 from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
 from vsr.encode import EncoderSettings, PictureEncoding, write_still
-from vsr.segments import SegmentedWriter, awaits_removal
+from vsr.journal import awaits_removal
+from vsr.segments import SegmentedWriter
 from vsr.threads import in_thread
 from vsr.version import __version__
 from vsr.video import ClipInfo, Reader, Timed, reason

@@ -23,10 +23,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import av
 from av.error import FFmpegError
@@ -34,14 +33,20 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
+from vsr.journal import (
+    Journal,
+    Segment,
+    changes,
+    clear,
+    lock,
+    partial_folder,
+    segment_name,
+    stamp,
+    sync_folder,
+)
 from vsr.mux import EXACT_SUFFIXES, Muxer, compare_times
 from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
 from vsr.video import Reader, Timed, reason
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -49,73 +54,6 @@ T = TypeVar("T")
 
 SEGMENT_FRAMES = 250
 """x264 begins anew after 250 frames at the latest in any case; about 10 s of a clip"""
-_FORMAT = "vsr-segments/1"
-_LONGEST_NAME_BYTES = 200  # file systems take 255, and the folder's name is longer
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One whole segment."""
-
-    file: str
-    frames: int
-    first_pts: int
-    last_pts: int
-    """of the last frame in order of presentation; both in ticks of the clip"""
-    sha256: str
-
-
-@dataclass(slots=True)
-class Journal:
-    """What `journal.json` holds."""
-
-    key: dict[str, Any]
-    """everything that shapes the segments; see `vsr.pipeline.job_key`"""
-    segments: list[Segment] = field(default_factory=list)
-    finished: bool = False
-    """whether the last segment is the clip's last"""
-    joined: list[int] | None = None
-    """size in bytes and time (mtime_ns) of the joined file, once it awaits its name"""
-    format: str = _FORMAT
-
-    @property
-    def frames(self) -> int:
-        """Number of frames in whole segments."""
-        return sum(segment.frames for segment in self.segments)
-
-    def save(self, path: Path) -> None:
-        """Replace the file; a crash leaves the old or the new one."""
-        fresh = path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-        _sync_folder(path.parent)
-
-    @classmethod
-    def load(cls, path: Path) -> Journal | None:
-        """Read the file; None where there is none.
-
-        Raises:
-            ValueError: it is damaged, or no journal of ours.
-        """
-        try:
-            stored = json.loads(path.read_bytes())
-            if stored["format"] != _FORMAT or not isinstance(stored["key"], dict):
-                raise ValueError(f"format {stored['format']!r}, expected {_FORMAT!r}")
-            segments = [Segment(**segment) for segment in stored.pop("segments")]
-            if [segment.file for segment in segments] != [
-                _file_name(index) for index in range(len(segments))
-            ]:
-                raise ValueError("its segments are not numbered from 0")
-            if any(segment.frames < 1 for segment in segments):
-                raise ValueError("a segment without frames")
-            return cls(**stored, segments=segments)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class SegmentedWriter:
@@ -158,7 +96,7 @@ class SegmentedWriter:
         self._times: list[int] = []
         self._last_tick: int | None = None
         try:
-            self._lock = _lock(self.folder, path)
+            self._lock = lock(self.folder, path)
         except OSError as error:
             raise MediaError(f"cannot write {path}: {reason(error)}") from error
         self._journal = Journal({})
@@ -273,23 +211,23 @@ class SegmentedWriter:
         else:
             if journal is not None and not self._resume:
                 journal = None
-            elif journal is not None and (changes := _changes(journal.key, key)):
+            elif journal is not None and (found := changes(journal.key, key)):
                 log.warning(
                     "starting anew, without the %d frames in %s: %s",
-                    journal.frames, self.folder, "; ".join(changes),
+                    journal.frames, self.folder, "; ".join(found),
                 )  # fmt: skip
                 journal = None
         journal = journal or Journal(key)
         if not self._is_joined(journal):
             self._drop_damaged(journal)
         keep = {segment.file for segment in journal.segments}
-        _clear(self.folder, keep | {"lock", "journal.json"} if keep else {"lock"})
+        clear(self.folder, keep | {"lock", "journal.json"} if keep else {"lock"})
         if journal.segments:
             log.warning("going on after %d frames that an earlier run has made", journal.frames)
         return journal
 
     def _is_joined(self, journal: Journal) -> bool:
-        return journal.joined is not None and journal.joined == _stamp(self.path)
+        return journal.joined is not None and journal.joined == stamp(self.path)
 
     def _drop_damaged(self, journal: Journal) -> None:
         """Shorten a journal to the segments that are on the disk as it says."""
@@ -308,7 +246,7 @@ class SegmentedWriter:
                 f"encoder {self._encoding.name} does not give the same parameter sets twice: its "
                 "segments could not be joined"
             )
-        self._file = PacketFile(self.folder / _file_name(len(self._journal.segments)))
+        self._file = PacketFile(self.folder / segment_name(len(self._journal.segments)))
         self._times = []
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
@@ -333,7 +271,7 @@ class SegmentedWriter:
                 f"{self.path}: {len(self._times)} frames went into the encoder, {len(found)} came "
                 "out, or with other timestamps"
             )
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self._journal.segments.append(Segment(name, len(found), found[0], found[-1], digest))
         self._journal.save(self._journal_path)
         self._file = None
@@ -351,14 +289,14 @@ class SegmentedWriter:
             raise
         with self._joined_path.open("rb+") as file:
             os.fsync(file.fileno())
-        self._journal.joined = _stamp(self._joined_path)
+        self._journal.joined = stamp(self._joined_path)
         self._journal.save(self._journal_path)
         os.replace(self._joined_path, self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
     def _remove(self) -> None:
         """Remove the folder, unless something foreign is in it."""
-        _clear(self.folder, {"lock", "journal.json"})
+        clear(self.folder, {"lock", "journal.json"})
         if sys.platform == "win32":  # removes no open file
             self._lock.close()
         with suppress(OSError):
@@ -389,94 +327,3 @@ def joined(paths: list[Path]) -> Iterator[tuple[Packet, int]]:
         waiting += sorted(read_times(path))
         for packet in read_packets(path):
             yield packet, waiting.pop(0)
-
-
-def partial_folder(path: Path) -> Path:
-    """Name the folder in which an output is made."""
-    name = path.name
-    if len(os.fsencode(name)) > _LONGEST_NAME_BYTES:
-        name = f"{path.stem[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{path.suffix}"
-    return path.with_name(f"{name}.partial")
-
-
-def awaits_removal(path: Path) -> bool:
-    """Tell whether an output was renamed by a run that could not remove its folder any more.
-
-    An empty folder, which is all that such a run can leave beside, goes at once.
-    """
-    with suppress(OSError):
-        partial_folder(path).rmdir()
-    try:
-        journal = Journal.load(partial_folder(path) / "journal.json")
-    except ValueError:
-        return False
-    return journal is not None and journal.joined is not None and journal.joined == _stamp(path)
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
-
-
-def _file_name(index: int) -> str:
-    return f"{index:06d}.packets"
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _clear(folder: Path, keep: set[str]) -> None:
-    """Remove what a writer may have left, apart from some names; nothing foreign."""
-    ours = [folder / "journal.json", folder / "journal.new", folder / "lock"]
-    for path in [*ours, *folder.glob("*.packets"), *folder.glob("joined.*")]:
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring new names to the disk, where the system can."""
-    if sys.platform == "win32":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems cannot
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path, output: Path) -> BinaryIO:
-    """Create the folder and lock it until the file is closed or the process dies.
-
-    Raises:
-        MediaError: another run holds it.
-        OSError: the folder cannot be written.
-    """
-    path = folder / "lock"
-    while True:
-        folder.mkdir(exist_ok=True)
-        try:
-            file = path.open("wb")
-        except FileNotFoundError:  # another run has just finished and removed it
-            continue
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise MediaError(f"{output} is being made by another run already") from error
-        except OSError as error:
-            log.warning("cannot lock %s: %s", path, reason(error))
-        try:
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:
-            pass
-        file.close()
