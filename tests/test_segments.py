@@ -88,6 +88,41 @@ def test_frames_before_the_first_whole_segment_leave_nothing(long_clip, tiny_wei
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("moment", ["read_times", "sync_folder"])
+def test_an_interruption_while_a_segment_is_closed_loses_none_before_it(
+    moment, long_clip, tiny_weights, tmp_path, monkeypatch
+):
+    calls = []
+    original = getattr(segments, moment)
+
+    def interrupted(path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(path)
+
+    monkeypatch.setattr(segments, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights)
+    assert upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights).resumed == 20
+    assert names_in(tmp_path) == ["out.mp4"]
+
+
+def test_an_interruption_after_the_journal_loses_nothing(
+    long_clip, tiny_weights, tmp_path, monkeypatch
+):
+    def interrupted(journal, path):
+        save(journal, path)
+        raise KeyboardInterrupt
+
+    save = Journal.save
+    monkeypatch.setattr(Journal, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights)
+    monkeypatch.setattr(Journal, "save", save)
+    assert upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights).resumed == 20
+
+
 def test_no_resume_neither_takes_over_nor_leaves(long_clip, tiny_weights, tmp_path):
     output = tmp_path / "out.mp4"
     interrupt(long_clip, output, tiny_weights, after=45)

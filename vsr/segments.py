@@ -189,17 +189,27 @@ class SegmentedWriter:
             return
         if self._file is not None:
             self._file.abort()
-        kept = self._journal.frames if self._resume else 0
+        if not self._began:  # what an earlier run left is untouched
+            kept = self._journal_path.exists()
+        else:
+            kept = self._resume and self._say_what_is_kept()
         if kept:
             self._joined_path.unlink(missing_ok=True)
-            log.warning(
-                "%d frames are kept in %s: the same command goes on from there", kept, self.folder
-            )
-            self._lock.close()
-        elif not self._began and self._journal_path.exists():  # an earlier run's, untouched
             self._lock.close()
         else:
             self._remove()
+
+    def _say_what_is_kept(self) -> bool:
+        """Tell whether the next run has something to go on from, as the disk has it."""
+        with suppress(ValueError):
+            journal = Journal.load(self._journal_path)
+            if journal is not None and journal.frames:
+                log.warning(
+                    "%d frames are kept in %s: the same command goes on from there",
+                    journal.frames, self.folder,
+                )  # fmt: skip
+                return True
+        return False
 
     def _take_over(self, key: dict[str, Any]) -> Journal:
         """Return the journal of an earlier run of the same job, or a new one."""
@@ -263,18 +273,17 @@ class SegmentedWriter:
         """Flush the encoder, bring the segment to the disk, then enter it in the journal."""
         assert self._file is not None
         self._encode(None)
-        name, digest = self._file.path.name, self._file.close()
-        found = sorted(read_times(self._file.path))
-        self._encoder = None
+        path, digest = self._file.path, self._file.close()
+        self._file = self._encoder = None  # from here on, an interruption must leave the file
+        found = sorted(read_times(path))
         if found != self._times:
             raise MediaError(
                 f"{self.path}: {len(self._times)} frames went into the encoder, {len(found)} came "
                 "out, or with other timestamps"
             )
         sync_folder(self.folder)
-        self._journal.segments.append(Segment(name, len(found), found[0], found[-1], digest))
+        self._journal.segments.append(Segment(path.name, len(found), found[0], found[-1], digest))
         self._journal.save(self._journal_path)
-        self._file = None
 
     def _join(self) -> None:
         muxer = Muxer(self._joined_path, self.path, self._reader, self._encoding)
