@@ -148,6 +148,17 @@ def test_names_are_names_not_patterns_or_protocols(tmp_path):
             assert reader.info.size == (38, 50)
 
 
+def test_tags_in_another_encoding_are_no_obstacle(tmp_path):
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Caf__ du Nord"
+        stream = container.add_stream("ffv1", rate=25, width=16, height=16)
+        container.mux([*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode(None)])
+    path.write_bytes(path.read_bytes().replace(b"Caf__", b"Caf\xe9 "))
+    with Reader(path) as reader:
+        assert reader.container.metadata["title"] == "Caf\ufffd  du Nord"
+
+
 def test_a_change_of_size_in_the_middle_is_resized_and_said(tmp_path, caplog):
     parts = [
         write_clip(tmp_path / f"{s[0]}.h264", size=s, pts=(0, 500)) for s in ((38, 50), (60, 80))

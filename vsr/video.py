@@ -128,7 +128,10 @@ class Reader:
             if path.is_dir():
                 raise MediaError(f"{path} is a folder, expected a video or a picture")
             # a still's name is no pattern for a sequence of files
-            self.container = av.open(file_url(path), "r", options={"pattern_type": "none"})
+            # and its tags may be in the encoding of another country
+            self.container = av.open(
+                file_url(path), "r", options={"pattern_type": "none"}, metadata_errors="replace"
+            )
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot read {path}: {reason(error)}") from error
         try:
@@ -313,7 +316,7 @@ def other_packets(path: Path, wanted: Set[int]) -> Generator[av.Packet[Any], Non
     """
     if not wanted:
         return
-    with av.open(file_url(path), "r") as container:
+    with av.open(file_url(path), "r", metadata_errors="replace") as container:
         packets = container.demux()
         with suppress(FFmpegError):
             for packet in packets:
