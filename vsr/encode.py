@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Kind, Matrix, PlaneLayout
+from vsr.hdr import StaticMetadata, encoder_options
 from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
 from vsr.video import (
     FULL_RANGE,
@@ -30,6 +32,8 @@ from vsr.video import (
     Timed,
     reason,
 )
+
+log = logging.getLogger(__name__)
 
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _MATRIX_TAGS: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}
@@ -141,6 +145,7 @@ class PictureEncoding:
         self._format, self.layout = _output_format(self._codec, info)
         _check_size(size, self.layout, settings.name)
         self._options = settings.options()
+        self._add_hdr_options()
         self._rate = info.average_rate.limit_denominator(1 << 30)
         self._tags = self._output_tags()
 
@@ -186,6 +191,20 @@ class PictureEncoding:
         picture.color_primaries, picture.color_trc = tags.primaries, tags.transfer
         picture.colorspace, picture.color_range = tags.matrix, tags.range
         return picture
+
+    def _add_hdr_options(self) -> None:
+        if self.info.hdr == StaticMetadata():
+            return
+        options = encoder_options(self.name, self.info.hdr)
+        if options is None:
+            log.warning(
+                "HDR10 mastering metadata is not kept: %s takes none from us; libx264, libx265 and "
+                "libsvtav1 do",
+                self.name,
+            )
+            return
+        for name, words in options.items():
+            self._options[name] = ":".join(filter(None, [self._options.get(name), words]))
 
     def _set_up(self, context: av.VideoCodecContext) -> None:
         context.pix_fmt = self._format

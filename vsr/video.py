@@ -24,6 +24,7 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
+from vsr.hdr import StaticMetadata, parse
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
 _CENTRED_CHROMA = frozenset({"mjpeg", "mpeg1video", "vp8", "webp"})
+_DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
 _FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
 JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
@@ -95,6 +97,7 @@ class ClipInfo:
     """number of frames as the container says or its duration suggests"""
     display_matrix: tuple[int, ...] | None
     """nine numbers that rotate or mirror the frame for display"""
+    hdr: StaticMetadata
 
 
 class Reader:
@@ -276,6 +279,13 @@ class Reader:
         full = full or tags.range == FULL_RANGE
         if kind == "grey" and is_still:
             full = full or tags.range == 0
+        side_data = _side_data(frame)
+        if _DOLBY_VISION & side_data.keys():
+            log.warning(
+                "%s is Dolby Vision: its HDR10, HLG or SDR base is upscaled, its Dolby Vision "
+                "layer is not kept",
+                self._path,
+            )
         time_base = Fraction(stream.time_base or Fraction(1, 1000))
         rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
         rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
@@ -301,6 +311,10 @@ class Reader:
             average_rate=Fraction(rate),
             frames=stream.frames or round(seconds * rate) or None,
             display_matrix=_display_matrix(frame),
+            hdr=parse(
+                side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
+                side_data.get(SideDataType.CONTENT_LIGHT_LEVEL),
+            ),
         )
         return info, name
 
@@ -366,18 +380,22 @@ class Timeline:
         return placed
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
+def _side_data(frame: av.VideoFrame) -> dict[SideDataType, bytes]:
+    """Return a frame's side data by kind."""
     try:
-        entries = list(cast(Any, frame.side_data))
+        return {data.type: bytes(data) for data in cast(Any, frame.side_data)}
     except ValueError:  # a kind of side data that PyAV has no name for, such as EXIF
-        turn = frame.rotation % 360
-        cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
-        matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
-        return (*(value << 16 for value in matrix), 1 << 30) if turn else None
-    for data in entries:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            return tuple(int(value) for value in np.frombuffer(bytes(data), np.int32))
-    return None
+        return {}
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
+    stored = _side_data(frame).get(SideDataType.DISPLAYMATRIX)
+    if stored is not None:
+        return tuple(int(value) for value in np.frombuffer(stored, np.int32))
+    turn = frame.rotation % 360  # where a kind without a name hides the matrix
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
+    matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
+    return (*(value << 16 for value in matrix), 1 << 30) if turn else None
 
 
 def file_url(path: Path) -> str:
