@@ -96,6 +96,30 @@ def test_the_bar_shows_frames_percent_and_speed(tmp_path, tiny_weights):
     assert re.search(r"100%.* 10/10 .*frame/s", shown.decode())
 
 
+def test_progress_for_programs_is_json_a_line(tmp_path, tiny_weights, capsys, monkeypatch):
+    monkeypatch.setattr("vsr.progress._EVERY_SECONDS", 0)
+    monkeypatch.setattr("vsr.segments.SEGMENT_FRAMES", 4)
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", source, "--weights", tiny_weights, "--progress", "json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(1, 11))
+    assert [line["segment"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 2
+    assert {line["frames"] for line in lines} == {10}
+    assert (lines[0]["fps"], lines[0]["eta_seconds"]) == (None, None)
+    assert all(line["fps"] > 0 for line in lines[1:])
+    assert lines[-1]["eta_seconds"] == 0
+
+
+def test_progress_for_programs_comes_twice_a_second_at_most(tmp_path, tiny_weights, capsys):
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", source, "--weights", tiny_weights, "--progress", "json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[-1]["frame"] == 10  # the last is always told
+    assert len(lines) < 8
+
+
 def test_models_lists_scores_and_licence(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out

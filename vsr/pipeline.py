@@ -95,6 +95,8 @@ class Progress:
     """frames in the clip, as its container says or suggests; None when it does not"""
     resumed: int = 0
     """frames among them that an interrupted run had written"""
+    segment: int = 0
+    """number of the segment that the last frame is in"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,9 @@ def _upscale_clip(
             planes = stage(to_plane_frames(large, encoding.layout, size), "to-planes")
             for frame in planes:
                 writer.write(frame)
-                progress(Progress(writer.frames, reader.info.frames, writer.resumed))
+                progress(
+                    Progress(writer.frames, reader.info.frames, writer.resumed, writer.segment)
+                )
             if writer.frames != reader.frames_read:
                 raise MediaError(
                     f"{reader.frames_read} frames were decoded but {writer.frames} written"

@@ -71,6 +71,7 @@ class SegmentedWriter:
         frames: number of frames written, those of the earlier run among them.
         resumed: number of frames taken over from an earlier run.
         finished: whether an earlier run has written them all: `commit` is all that is left.
+        segment: number of the segment that the last frame is in.
 
     Raises:
         MediaError: another run is making this output; the container or the encoder does not open
@@ -119,6 +120,7 @@ class SegmentedWriter:
             raise
         self.frames = self.resumed = self._journal.frames
         self.finished = self._journal.finished
+        self.segment = len(self._journal.segments)
 
     def remaining(self, frames: Iterator[Timed[T]]) -> Iterator[Timed[T]]:
         """Leave out the first `resumed` frames.
@@ -157,6 +159,7 @@ class SegmentedWriter:
         try:
             if self._encoder is None:
                 self._open_segment()
+            self.segment = len(self._journal.segments)
             self._times.append(frame.pts)
             self._encode(self._encoding.picture(frame))
             self.frames += 1
