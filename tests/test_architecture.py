@@ -19,7 +19,8 @@ FORBIDDEN = {
     "vsr": {"train", "tensorrt", "torch_tensorrt", "openvino", "PIL", "skimage"},
 }
 AV_MODULES = {
-    *("vsr/encode.py", "vsr/mux.py", "vsr/pixels.py", "vsr/segments.py", "vsr/video.py"),
+    *("vsr/deinterlace.py", "vsr/encode.py", "vsr/mux.py", "vsr/pixels.py", "vsr/segments.py"),
+    "vsr/video.py",
 }
 BACKEND_LIBRARIES = {"openvino": "engines/ov.py"}
 

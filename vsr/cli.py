@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
     )
     up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
+    up.add_argument(
+        "--deinterlace",
+        action=argparse.BooleanOptionalAction,
+        help="make whole frames of interlaced ones, or take them as they are; without either, an "
+        "interlaced clip is an error",
+    )
     up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     up.add_argument(
@@ -202,6 +208,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
             encoder=arguments.encoder,
             crf=arguments.crf,
             preset=arguments.preset,
+            deinterlace=arguments.deinterlace,
             threads=arguments.threads,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,

@@ -67,6 +67,8 @@ class UpscaleConfig:
     encoder: str = "libx264"
     crf: float | None = None
     preset: str | None = None
+    deinterlace: bool | None = None
+    """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
     overwrite: bool = False
     resume: bool = True
@@ -136,6 +138,7 @@ def upscale(
     encoder: str = "libx264",
     crf: float | None = None,
     preset: str | None = None,
+    deinterlace: bool | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -155,6 +158,8 @@ def upscale(
         encoder: name of an FFmpeg video encoder.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
+        deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
+            None: refuse it.
         threads: CPU threads for each stage that has its own; None leaves it to each.
         overwrite: replace an output that exists.
         resume: go on where an interrupted run of the same job stopped; False: drop what it left.
@@ -179,6 +184,7 @@ def upscale(
         encoder=encoder,
         crf=crf,
         preset=preset,
+        deinterlace=deinterlace,
         threads=threads,
         overwrite=overwrite,
         resume=resume,
@@ -194,7 +200,9 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        reader = stack.enter_context(Reader(config.source, threads=config.threads))
+        reader = stack.enter_context(
+            Reader(config.source, threads=config.threads, deinterlace=config.deinterlace)
+        )
         loaded = load_model(config.model)
         size = output_size(config, reader.info, loaded.scale)
         output = config.output or default_output(config, reader.info, loaded.scale)

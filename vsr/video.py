@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
+from vsr.deinterlace import deinterlaced
 from vsr.hdr import StaticMetadata, parse
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
 
@@ -108,6 +110,8 @@ class Reader:
     Args:
         path: the file.
         threads: decoder threads; None leaves it to the decoder.
+        deinterlace: make whole frames of fields; False: take interlaced frames as they are; None:
+            refuse a clip that begins with one.
 
     Attributes:
         info: of the picture.
@@ -116,10 +120,13 @@ class Reader:
         frames_read: frames that `frames` has yielded, so far.
 
     Raises:
-        MediaError: missing, unreadable, no picture in it, or no frame of it can be decoded.
+        MediaError: missing, unreadable, no picture in it, no frame of it can be decoded, or it is
+            interlaced.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, deinterlace: bool | None = None
+    ) -> None:
         self.lost_packets = 0
         self.damaged_frames = 0
         self.frames_read = 0
@@ -143,10 +150,21 @@ class Reader:
             self.stream = self._picture_stream()
             self.stream.thread_type = "AUTO"
             self.stream.codec_context.thread_count = threads or 0
-            self._decoded = self._decode()
+            self._decoded: Iterator[av.VideoFrame] = self._decode()
             self._first: av.VideoFrame | None = next(self._decoded, None)
             if self._first is None:
                 raise MediaError(f"{path} has no frame that can be decoded")
+            if deinterlace is None and self._first.interlaced_frame and not self._is_still():
+                raise MediaError(
+                    f"{path} is interlaced: --deinterlace makes whole frames of its fields, "
+                    "--no-deinterlace takes it as it is"
+                )
+            if deinterlace and not self._is_still():
+                self._decoded = deinterlaced(
+                    chain([self._first], self._decoded), Fraction(self.stream.time_base or 1)
+                )
+                self._first = next(self._decoded)
+            self._expects_fields = deinterlace is not None
             self.info, self._format = self._describe(self._first)
         except BaseException:
             self.container.close()
@@ -176,6 +194,12 @@ class Reader:
         while frame is not None:
             pts = timeline.place(frame.pts, frame.duration or step)
             self.damaged_frames += bool(frame.is_corrupt)
+            if frame.interlaced_frame and not self._expects_fields:
+                self._expects_fields = True
+                log.warning(
+                    "%s is interlaced from frame %d on: --deinterlace makes whole frames of fields",
+                    self._path, self.frames_read,
+                )  # fmt: skip
             size = (frame.height, frame.width)
             if size != self.info.size and not reshaped:
                 reshaped = True
@@ -257,15 +281,18 @@ class Reader:
             self.lost_packets += 1
             log.debug("%s: %s", self._path, reason(error))
 
-    def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
-        stream, context = self.stream, self.stream.codec_context
-        name = planar_format(frame.format)
-        kind, depth, step, full, alpha = read_layout(name)
-        is_still = (
+    def _is_still(self) -> bool:
+        return (
             self.container.format.name.endswith("_pipe")
             or self.container.format.name == "image2"
             or self._path.suffix.lower() in _STILL_SUFFIXES
         )
+
+    def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
+        stream, context = self.stream, self.stream.codec_context
+        name = planar_format(frame.format)
+        kind, depth, step, full, alpha = read_layout(name)
+        is_still = self._is_still()
         if frame.format.has_palette:  # which may hold transparent colours, and seldom does
             alpha = bool((read_planes(frame.reformat(format=name))[-1] < 255).any())
         if frame.format.name.startswith("ya"):  # grey with alpha, read as equal R, G, B
