@@ -18,7 +18,10 @@ FORBIDDEN = {
     "train": {"vsr", "av", "tensorrt", "torch_tensorrt", "openvino"},
     "vsr": {"train", "tensorrt", "torch_tensorrt", "openvino", "PIL", "skimage"},
 }
-AV_MODULES = {"vsr/encode.py", "vsr/pixels.py", "vsr/video.py"}
+AV_MODULES = {
+    *("vsr/deinterlace.py", "vsr/encode.py", "vsr/mux.py", "vsr/pixels.py", "vsr/segments.py"),
+    "vsr/video.py",
+}
 BACKEND_LIBRARIES = {"openvino": "engines/ov.py"}
 
 

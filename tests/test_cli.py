@@ -67,6 +67,7 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "output_size": [100, 76],
         "model": "tiny",
         "backend": "pytorch",
+        "resumed": 0,
     }
 
 
@@ -93,6 +94,30 @@ def test_the_bar_shows_frames_percent_and_speed(tmp_path, tiny_weights):
     os.close(ours)
     assert process.returncode == 0
     assert re.search(r"100%.* 10/10 .*frame/s", shown.decode())
+
+
+def test_progress_for_programs_is_json_a_line(tmp_path, tiny_weights, capsys, monkeypatch):
+    monkeypatch.setattr("vsr.progress._EVERY_SECONDS", 0)
+    monkeypatch.setattr("vsr.segments.SEGMENT_FRAMES", 4)
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", source, "--weights", tiny_weights, "--progress", "json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(1, 11))
+    assert [line["segment"] for line in lines] == [0] * 4 + [1] * 4 + [2] * 2
+    assert {line["frames"] for line in lines} == {10}
+    assert (lines[0]["fps"], lines[0]["eta_seconds"]) == (None, None)
+    assert all(line["fps"] > 0 for line in lines[1:])
+    assert lines[-1]["eta_seconds"] == 0
+
+
+def test_progress_for_programs_comes_twice_a_second_at_most(tmp_path, tiny_weights, capsys):
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", source, "--weights", tiny_weights, "--progress", "json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[-1]["frame"] == 10  # the last is always told
+    assert len(lines) < 8
 
 
 def test_models_lists_scores_and_licence(capsys):
@@ -252,14 +277,14 @@ def test_ctrl_c_in_the_middle_leaves_nothing(number, tmp_path, tiny_weights):
     command = [sys.executable, "-m", "vsr", "upscale", source, "--weights", tiny_weights]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
-        while not any(path.stat().st_size > 1000 for path in tmp_path.glob("*.partial.mp4")):
+        while not any(path.stat().st_size > 1000 for path in tmp_path.glob("*.partial/*.packets")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             time.sleep(0.02)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "vsr: interrupted, nothing was written\n"
+    assert err == "vsr: interrupted, no output was written\n"
     assert names_in(tmp_path) == ["in.mp4"]
 
 

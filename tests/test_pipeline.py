@@ -21,6 +21,7 @@ import vsr
 from engines.errors import MediaError, UnsupportedShape, WeightsError
 from vsr import pipeline
 from vsr.pixels import read_layout
+from vsr.segments import SegmentedWriter
 
 # PyTorch starts quicker than OpenVINO compiles; that all engines agree is tested elsewhere
 upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast")
@@ -290,7 +291,7 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     if stage == "engine":
         monkeypatch.setattr("engines.base.Engine.__call__", wrapped(vsr.pipeline.Engine.__call__))
     elif stage == "write":
-        monkeypatch.setattr(pipeline.Writer, "write", wrapped(pipeline.Writer.write))
+        monkeypatch.setattr(SegmentedWriter, "write", wrapped(SegmentedWriter.write))
     elif stage != "progress":
         monkeypatch.setattr(pipeline, stage, wrapped(getattr(pipeline, stage)))
     with pytest.raises(RuntimeError, match="stage broke"):

@@ -22,7 +22,7 @@ from vsr.pixels import (
     read_planes,
     write_planes,
 )
-from vsr.video import Reader, Timeline
+from vsr.video import Reader, Timeline, other_packets
 
 
 def test_info_says_what_the_clip_is(tmp_path):
@@ -44,13 +44,13 @@ def test_info_says_what_the_clip_is(tmp_path):
     assert not info.alpha
 
 
-def test_packets_of_other_streams_are_put_aside_in_order(plain_clip):
-    with Reader(plain_clip) as reader:
-        frames = list(reader.frames())
-        times = [packet.pts for packet in reader.passengers]
-    assert len(frames) == 10
+def test_packets_of_other_streams_come_in_order(plain_clip):
+    packets = list(other_packets(plain_clip, {1}))
+    times = [packet.pts for packet in packets]
+    assert {packet.stream_index for packet in packets} == {1}
     assert times == sorted(times)
     assert len(times) > 10
+    assert not list(other_packets(plain_clip, set()))
 
 
 def test_frames_are_the_decoders(plain_clip):
@@ -146,6 +146,17 @@ def test_names_are_names_not_patterns_or_protocols(tmp_path):
     for name in ("a:b.mp4", "p%03d.mp4", "we ird ünï.mp4"):
         with Reader(write_clip(tmp_path / "x.mp4").rename(tmp_path / name)) as reader:
             assert reader.info.size == (38, 50)
+
+
+def test_tags_in_another_encoding_are_no_obstacle(tmp_path):
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Caf__ du Nord"
+        stream = container.add_stream("ffv1", rate=25, width=16, height=16)
+        container.mux([*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode(None)])
+    path.write_bytes(path.read_bytes().replace(b"Caf__", b"Caf\xe9 "))
+    with Reader(path) as reader:
+        assert reader.container.metadata["title"] == "Caf\ufffd  du Nord"
 
 
 def test_a_change_of_size_in_the_middle_is_resized_and_said(tmp_path, caplog):

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
+from vsr.progress import JsonProgress
 from vsr.version import __version__
 
 if TYPE_CHECKING:
-    from vsr.pipeline import Progress, Result
+    from vsr.pipeline import Progress, Result, UpscaleConfig
 
 _EXAMPLES = """\
 examples:
@@ -90,8 +91,25 @@ def parser() -> argparse.ArgumentParser:
         "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
     )
     up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
+    up.add_argument(
+        "--deinterlace",
+        action=argparse.BooleanOptionalAction,
+        help="make whole frames of interlaced ones, or take them as they are; without either, an "
+        "interlaced clip is an error",
+    )
     up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    up.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start anew where an interrupted run could go on, and drop what it left",
+    )
+    up.add_argument(
+        "--progress",
+        choices=("bar", "json"),
+        default="bar",
+        help="json: progress as one JSON object a line on stderr, instead of the bar",
+    )
     up.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     _add_verbosity(up)
 
@@ -149,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         result = _models() if arguments.command == "models" else _upscale(arguments)
         return _print(result)
     except KeyboardInterrupt:
-        print("vsr: interrupted, nothing was written", file=sys.stderr)
+        print("vsr: interrupted, no output was written", file=sys.stderr)
         return 130
     except Exception as error:  # one line for people; -v says where
         logging.getLogger("vsr").debug("traceback", exc_info=True)
@@ -199,21 +217,21 @@ def _upscale(arguments: argparse.Namespace) -> str:
             encoder=arguments.encoder,
             crf=arguments.crf,
             preset=arguments.preset,
+            deinterlace=arguments.deinterlace,
             threads=arguments.threads,
             overwrite=arguments.overwrite,
+            resume=not arguments.no_resume,
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
-    # disable=None: no bar where stderr is not a terminal
-    with tqdm(unit="frame", disable=True if arguments.quiet else None) as bar:
-
-        def show(progress: Progress) -> None:
-            if progress.total is not None:
-                bar.total = max(progress.total, progress.frames)
-            bar.update(progress.frames - bar.n)
-
-        result = run(config, show)
-        bar.total = result.frames
+    if arguments.progress == "json":
+        lines = JsonProgress()
+        try:
+            result = run(config, lines)
+        finally:
+            lines.last()
+    else:
+        result = _run_with_bar(config, quiet=arguments.quiet)
     if arguments.json:
         return json.dumps(_to_json(result))
     if arguments.quiet:
@@ -224,6 +242,24 @@ def _upscale(arguments: argparse.Namespace) -> str:
         f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
         f"({result.fps:.2f} fps), {result.model} at texture {result.texture:g} on {result.backend}"
     )
+
+
+def _run_with_bar(config: UpscaleConfig, *, quiet: bool) -> Result:
+    from vsr.pipeline import run
+
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(unit="frame", disable=True if quiet else None) as bar:
+
+        def show(progress: Progress) -> None:
+            if progress.total is not None:
+                bar.total = max(progress.total, progress.frames)
+            if progress.resumed and not bar.n:  # the speed is that of the frames made now
+                bar.initial = bar.n = progress.resumed
+            bar.update(progress.frames - bar.n)
+
+        result = run(config, show)
+        bar.total = result.frames
+    return result
 
 
 def _to_json(result: Result) -> dict[str, object]:

@@ -1,16 +1,14 @@
-"""Writing clips and stills: encode planes, copy the other streams, rename at the end."""
+"""Encoding pictures: a clip's, as often as asked for and always alike, and stills."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,23 +16,20 @@ import av
 import numpy as np
 import torch
 from av.codec.codec import find_best_pix_fmt_of_list
-from av.error import FFmpegError
+from av.codec.context import Flags
 from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Kind, Matrix, PlaneLayout
+from vsr.hdr import StaticMetadata, encoder_options
 from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
 from vsr.video import (
     FULL_RANGE,
-    JUMP_SECONDS,
     MATRICES,
     UNTAGGED,
     ClipInfo,
     ColourTags,
-    Reader,
     Timed,
-    Timeline,
-    file_url,
     reason,
 )
 
@@ -111,216 +106,117 @@ class EncoderSettings:
         return options
 
 
-def new_partial(path: Path) -> Path:
-    """Create an empty file beside `path`, of a name nobody else has, to be renamed to it.
-
-    Raises:
-        OSError: the folder does not take it.
-    """
-    while True:
-        name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"
-        with suppress(FileExistsError):
-            path.with_name(name).touch(exist_ok=False)
-            return path.with_name(name)
-
-
-class Writer:
-    """Encodes planes into a clip, beside the other streams of the clip they came from.
-
-    Everything goes to `partial_path`; `commit` closes it and gives it its name.
+class PictureEncoding:
+    """How the picture of a clip is encoded: opens any number of encoders, all alike.
 
     Args:
-        path: the output; its suffix names the container.
-        reader: of the input: its other streams, tags and time base are taken over.
+        info: of the input.
         size: (height, width) of the output.
         sample_aspect_ratio: of the output.
         settings: the encoder.
 
     Attributes:
-        layout: of the planes that `write` takes.
-        frames: number of frames written.
+        layout: of the planes that `picture` takes.
+        name: of the encoder.
 
     Raises:
-        MediaError: the container or the encoder is unknown, does not open, or does not fit the
-            clip; or the file cannot be created.
+        MediaError: the encoder is unknown, or does not fit the clip.
     """
 
     def __init__(
         self,
-        path: Path,
-        reader: Reader,
+        info: ClipInfo,
         *,
         size: tuple[int, int],
         sample_aspect_ratio: Fraction,
         settings: EncoderSettings,
     ) -> None:
-        self.path = path
-        self.frames = 0
-        self._packets = 0
-        self._written_seconds = -inf
-        self._timelines: dict[int, Timeline] = {}
-        self._reader = reader
-        self._copies: dict[int, Any] = {}
-        info = reader.info
+        self.name = settings.name
+        self.info = info
+        self._size, self._aspect, self._settings = size, sample_aspect_ratio, settings
         try:
-            codec = av.Codec(settings.name, "w")
+            self._codec = av.Codec(settings.name, "w")
         except ValueError:
             raise MediaError(
                 f"unknown encoder {settings.name!r}; for example {', '.join(ENCODERS)}"
             ) from None
-        if codec.type != "video":
-            raise MediaError(f"{settings.name!r} is no video encoder but one of {codec.type}")
-        self._format, self.layout = _output_format(codec, info)
+        if self._codec.type != "video":
+            raise MediaError(f"{settings.name!r} is no video encoder but one of {self._codec.type}")
+        self._format, self.layout = _output_format(self._codec, info)
         _check_size(size, self.layout, settings.name)
-        try:
-            self.partial_path = new_partial(path)
-        except OSError as error:
-            raise MediaError(f"cannot write {path}: {reason(error)}") from error
-        try:
-            options: dict[str, str] = {}
-            if path.suffix.lower() in {".mp4", ".mov", ".m4v"}:
-                options["movflags"] = "+faststart"
-                options["movie_timescale"] = str(_movie_timescale(reader))
-            self._container = av.open(file_url(self.partial_path), "w", container_options=options)
-        except (FFmpegError, OSError, ValueError) as error:
-            self.partial_path.unlink(missing_ok=True)
-            raise MediaError(f"cannot write {path}: {reason(error)}") from error
-        try:
-            self._stream = self._add_picture(codec, size, sample_aspect_ratio, settings)
-            self._add_copies()
-            self._container.start_encoding()
-        except (FFmpegError, OSError, ValueError) as error:
-            self.abort()
-            raise MediaError(
-                f"cannot write {path} with encoder {settings.name}: {reason(error)}"
-            ) from error
-        except BaseException:
-            self.abort()
-            raise
+        self._options = settings.options()
+        self._add_hdr_options()
+        self._rate = info.average_rate.limit_denominator(1 << 30)
+        self._tags = self._output_tags()
 
-    def write(self, frame: Timed[list[Tensor]]) -> None:
-        """Encode one frame, planes of `layout`, and mux what is ready.
+    def add_stream(self, container: av.container.OutputContainer) -> av.VideoStream:
+        """Add the picture's stream to a container; its encoder opens with the container."""
+        stream = container.add_stream(
+            self._codec.name,
+            rate=self._rate,
+            options=self._options,
+            width=self._size[1],
+            height=self._size[0],
+            time_base=self.info.time_base,
+        )
+        self._set_up(cast(Any, stream.codec_context))
+        return cast(av.VideoStream, stream)
+
+    def open(self, *, global_header: bool) -> av.VideoCodecContext:
+        """Open an encoder of its own.
+
+        Args:
+            global_header: whether its parameter sets go into `extradata`, as most containers want.
 
         Raises:
-            MediaError: the encoder or the disk refuses.
+            FFmpegError, ValueError: it does not open.
         """
+        context = cast(Any, av.CodecContext.create(self._codec, "w"))
+        context.width, context.height = self._size[1], self._size[0]
+        context.bit_rate, context.bit_rate_tolerance = 0, 128_000  # as PyAV has it for streams
+        context.time_base, context.framerate = self.info.time_base, self._rate
+        context.options = dict(self._options)
+        if global_header:
+            context.flags |= Flags.global_header
+        self._set_up(context)
+        context.open()
+        return cast(av.VideoCodecContext, context)
+
+    def picture(self, frame: Timed[list[Tensor]]) -> av.VideoFrame:
+        """Make of planes of `layout` what the encoder takes."""
         picture = write_planes(frame.value, self._format)
-        picture.pts, picture.time_base = frame.pts, self._reader.info.time_base
+        picture.pts, picture.time_base = frame.pts, self.info.time_base
         picture.duration = frame.duration
         tags = self._tags
         picture.color_primaries, picture.color_trc = tags.primaries, tags.transfer
         picture.colorspace, picture.color_range = tags.matrix, tags.range
-        self._encode(picture)
-        self.frames += 1
+        return picture
 
-    def commit(self) -> None:
-        """Flush, close, check that each frame has its packet, and give the file its name.
-
-        Raises:
-            MediaError: the disk refuses, or frames were lost in the encoder.
-        """
-        self._encode(None)
-        try:
-            self._container.close()
-            if self._packets != self.frames:
-                raise MediaError(
-                    f"{self.path}: {self.frames} frames went into the encoder, "
-                    f"{self._packets} came out"
-                )
-            os.replace(self.partial_path, self.path)
-        except (FFmpegError, OSError) as error:
-            raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
-
-    def abort(self) -> None:
-        """Remove what was written and close; harmless after `commit`."""
-        with suppress(OSError):  # Windows removes no open file: again below
-            self.partial_path.unlink()
-        try:
-            self._container.close()
-        except (FFmpegError, OSError) as error:
-            log.debug("closing %s: %s", self.partial_path, error)
-        self.partial_path.unlink(missing_ok=True)
-
-    def _encode(self, picture: av.VideoFrame | None) -> None:
-        try:
-            for packet in self._stream.encode(picture):
-                self._packets += packet.size > 0
-                if packet.dts is not None and packet.time_base:
-                    self._written_seconds = float(packet.dts * packet.time_base)
-                self._container.mux(packet)
-            self._mux_passengers(inf if picture is None else self._written_seconds)
-        except (FFmpegError, OSError, ValueError) as error:
-            raise MediaError(f"cannot write {self.path}: {reason(error)}") from error
-
-    def _mux_passengers(self, until_seconds: float) -> None:
-        """Mux the other streams' packets up to a time.
-
-        They wait here for the picture, which is late by the depth of the pipeline and the encoder,
-        so that the container gets its streams side by side and buffers little itself.
-        """
-        passengers = self._reader.passengers
-        while passengers:
-            packet = passengers[0]
-            if packet.dts is not None and packet.dts * packet.time_base > until_seconds:
-                return
-            passengers.popleft()
-            copy = self._copies.get(packet.stream_index)
-            if copy is None:
-                continue
-            self._keep_increasing(packet)
-            packet.stream = copy
-            self._container.mux(packet)
-
-    def _keep_increasing(self, packet: av.Packet[Any]) -> None:
-        """Move a packet on where its stream jumps back, as the picture is moved."""
-        if packet.dts is None:
+    def _add_hdr_options(self) -> None:
+        if self.info.hdr == StaticMetadata():
             return
-        repeats = packet.stream.type in ("subtitle", "data")
-        timeline = self._timelines.setdefault(
-            packet.stream_index,
-            Timeline(jump=round(JUMP_SECONDS / packet.time_base), repeats=repeats),
-        )
-        dts = timeline.place(packet.dts, packet.duration or 1)
-        if packet.pts is not None:
-            packet.pts += dts - packet.dts
-        packet.dts = dts
+        options = encoder_options(self.name, self.info.hdr)
+        if options is None:
+            log.warning(
+                "HDR10 mastering metadata is not kept: %s takes none from us; libx264, libx265 and "
+                "libsvtav1 do",
+                self.name,
+            )
+            return
+        for name, words in options.items():
+            self._options[name] = ":".join(filter(None, [self._options.get(name), words]))
 
-    def _add_picture(
-        self,
-        codec: av.Codec,
-        size: tuple[int, int],
-        sample_aspect_ratio: Fraction,
-        settings: EncoderSettings,
-    ) -> av.VideoStream:
-        info = self._reader.info
-        stream = cast(
-            av.VideoStream,
-            self._container.add_stream(
-                codec.name,
-                rate=info.average_rate.limit_denominator(1 << 30),
-                options=settings.options(),
-                width=size[1],
-                height=size[0],
-                time_base=info.time_base,
-            ),
-        )
-        context = stream.codec_context
+    def _set_up(self, context: av.VideoCodecContext) -> None:
         context.pix_fmt = self._format
-        context.thread_count = settings.threads or 0
-        context.sample_aspect_ratio = sample_aspect_ratio
-        context.flags |= av.codec.context.Flags.frame_duration
-        self._tags = self._output_tags()
+        context.thread_count = self._settings.threads or 0
+        context.sample_aspect_ratio = self._aspect
+        context.flags |= Flags.frame_duration
         context.color_primaries, context.color_trc = self._tags.primaries, self._tags.transfer
         context.colorspace, context.color_range = self._tags.matrix, self._tags.range
-        stream.metadata.update(_kept_metadata(self._reader.stream.metadata))
-        stream.disposition = self._reader.stream.disposition
-        if info.display_matrix:
-            stream.set_display_matrix(info.display_matrix)
-        return stream
 
     def _output_tags(self) -> ColourTags:
         """Take the clip's tags; where it has no matrix, name the one that was computed with."""
-        tags, layout = self._reader.info.tags, self.layout
+        tags, layout = self.info.tags, self.layout
         if layout.kind == "yuv" and (
             tags.matrix in UNTAGGED or MATRICES[tags.matrix] != layout.matrix
         ):
@@ -330,57 +226,6 @@ class Writer:
         elif tags.range == FULL_RANGE:  # RGB is full range, the YUV made of it is not
             tags = replace(tags, range=_LIMITED_RANGE)
         return tags
-
-    def _add_copies(self) -> None:
-        container, source = self._container, self._reader.container
-        for stream in source.streams:
-            if stream.index == self._reader.stream.index:
-                continue
-            label = f"{stream.type} stream {stream.index} ({stream.name or 'unknown'})"
-            try:
-                if stream.type == "video":
-                    raise ValueError("a second picture")
-                if stream.type == "attachment":
-                    attachment = cast(Any, stream)
-                    container.add_attachment(
-                        stream.metadata.get("filename", f"attachment{stream.index}"),
-                        attachment.mimetype or "application/octet-stream",
-                        attachment.data,
-                    )
-                    continue
-                copy = container.add_stream_from_template(stream)
-            except (FFmpegError, ValueError) as error:
-                hint = "" if self.path.suffix.lower() == ".mkv" else "; an .mkv output may hold it"
-                log.warning("%s is not kept: %s%s", label, reason(error), hint)
-                continue
-            copy.metadata.update(_kept_metadata(stream.metadata))
-            copy.disposition = stream.disposition
-            self._copies[stream.index] = copy
-        container.metadata.update(_kept_metadata(source.metadata))
-        if chapters := source.chapters():
-            container.set_chapters(chapters)
-
-
-def _movie_timescale(reader: Reader) -> int:
-    """Choose ticks a second in which the start of each stream is a whole number.
-
-    An edit list shifts a stream's start in these ticks; libavformat's 1000 would round it.
-    """
-    scales = [reader.info.time_base.denominator]
-    scales += [s.time_base.denominator for s in reader.container.streams if s.time_base]
-    common = math.lcm(*scales)
-    return common if common < 1 << 31 else scales[0]
-
-
-# tags that a container writes of itself
-_OWN_METADATA = frozenset(
-    {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
-    | {"DURATION", "duration", "rotate"}
-)
-
-
-def _kept_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key not in _OWN_METADATA}
 
 
 def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
@@ -416,6 +261,19 @@ def _check_size(size: tuple[int, int], layout: PlaneLayout, encoder: str) -> Non
             f"{encoder} cannot encode {size[1]}x{size[0]} with subsampled chroma: "
             f"use {size[1] + size[1] % across}x{size[0] + size[0] % down}"
         )
+
+
+def new_partial(path: Path) -> Path:
+    """Create an empty file beside `path`, of a name nobody else has, to be renamed to it.
+
+    Raises:
+        OSError: the folder does not take it.
+    """
+    while True:
+        name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"
+        with suppress(FileExistsError):
+            path.with_name(name).touch(exist_ok=False)
+            return path.with_name(name)
 
 
 def write_still(path: Path, planes: Sequence[Tensor], *, kind: Kind, alpha: bool) -> None:

@@ -17,20 +17,26 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from engines import Backend, Engine, create_engine, load_model
 from engines.errors import MediaError, UnsupportedShape
+from engines.weights import Model
+from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
-from vsr.encode import EncoderSettings, Writer, write_still
+from vsr.encode import EncoderSettings, PictureEncoding, write_still
+from vsr.journal import awaits_removal
+from vsr.segments import SegmentedWriter
 from vsr.threads import in_thread
+from vsr.version import __version__
 from vsr.video import ClipInfo, Reader, Timed, reason
 
 log = logging.getLogger(__name__)
@@ -63,8 +69,12 @@ class UpscaleConfig:
     encoder: str = "libx264"
     crf: float | None = None
     preset: str | None = None
+    deinterlace: bool | None = None
+    """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
     overwrite: bool = False
+    resume: bool = True
+    """False: drop what an interrupted run left"""
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.size is not None:
@@ -89,6 +99,10 @@ class Progress:
     """frames written"""
     total: int | None
     """frames in the clip, as its container says or suggests; None when it does not"""
+    resumed: int = 0
+    """frames among them that an interrupted run had written"""
+    segment: int = 0
+    """number of the segment that the last frame is in"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +124,13 @@ class Result:
     backend: str
     peak_bytes: int
     """most memory the process ever held; 0 where the system does not tell"""
+    resumed: int = 0
+    """frames taken over from an interrupted run"""
 
     @property
     def fps(self) -> float:
-        """Frames a second, end to end."""
-        return self.frames / self.seconds if self.seconds else 0.0
+        """Frames a second, end to end; those taken over do not count."""
+        return (self.frames - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 def upscale(
@@ -129,8 +145,10 @@ def upscale(
     encoder: str = "libx264",
     crf: float | None = None,
     preset: str | None = None,
+    deinterlace: bool | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Upscale a clip or a still.
@@ -149,8 +167,11 @@ def upscale(
         encoder: name of an FFmpeg video encoder.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
+        deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
+            None: refuse it.
         threads: CPU threads for each stage that has its own; None leaves it to each.
         overwrite: replace an output that exists.
+        resume: go on where an interrupted run of the same job stopped; False: drop what it left.
         progress: called from this thread after each frame.
 
     Returns:
@@ -173,8 +194,10 @@ def upscale(
         encoder=encoder,
         crf=crf,
         preset=preset,
+        deinterlace=deinterlace,
         threads=threads,
         overwrite=overwrite,
+        resume=resume,
     )
     return run(config, progress or (lambda _: None))
 
@@ -187,7 +210,9 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        reader = stack.enter_context(Reader(config.source, threads=config.threads))
+        reader = stack.enter_context(
+            Reader(config.source, threads=config.threads, deinterlace=config.deinterlace)
+        )
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = config.output or default_output(config, reader.info, loaded.scale)
@@ -195,11 +220,13 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
         stack.enter_context(closing(engine))
         began = time.monotonic()
+        resumed = 0
         if reader.info.is_still:
             frames = _upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
-            frames = _upscale_clip(config, reader, engine, output, size, progress)
+            key = job_key(config, loaded, engine, size)
+            frames, resumed = _upscale_clip(config, reader, engine, output, size, key, progress)
         return Result(
             input=config.source,
             output=output,
@@ -211,6 +238,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             texture=loaded.texture,
             backend=engine.backend,
             peak_bytes=peak_bytes(),
+            resumed=resumed,
         )
 
 
@@ -225,15 +253,21 @@ def _upscale_clip(
     engine: Engine,
     output: Path,
     size: tuple[int, int],
+    key: dict[str, Any],
     progress: Callable[[Progress], None],
-) -> int:
+) -> tuple[int, int]:
     if reader.info.alpha:
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
         )
     settings = EncoderSettings(config.encoder, config.crf, config.preset, config.threads)
     aspect = kept_aspect_ratio(config, reader.info, size)
-    writer = Writer(output, reader, size=size, sample_aspect_ratio=aspect, settings=settings)
+    encoding = PictureEncoding(
+        reader.info, size=size, sample_aspect_ratio=aspect, settings=settings
+    )
+    writer = SegmentedWriter(
+        output, reader, encoding, key=key, resume=config.resume, overwrite=config.overwrite
+    )
     if aspect != reader.info.sample_aspect_ratio:
         log.warning(
             "%dx%d has another shape than the input: its samples are displayed %d:%d, so that "
@@ -246,19 +280,22 @@ def _upscale_clip(
         def stage(frames: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
             return stack.enter_context(closing(in_thread(frames, depth=QUEUE_DEPTH, name=name)))
 
-        frames = stage(reader.frames(), "decode")
-        rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
-        large = stage(upscaled(rgb, engine), "engine")
-        planes = stage(to_plane_frames(large, writer.layout, size), "to-planes")
-        for frame in planes:
-            writer.write(frame)
-            progress(Progress(writer.frames, reader.info.frames))
-        if writer.frames != reader.frames_read:
-            raise MediaError(
-                f"{reader.frames_read} frames were decoded but {writer.frames} written"
-            )
+        if not writer.finished:
+            frames = stage(writer.remaining(reader.frames()), "decode")
+            rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
+            large = stage(upscaled(rgb, engine), "engine")
+            planes = stage(to_plane_frames(large, encoding.layout, size), "to-planes")
+            for frame in planes:
+                writer.write(frame)
+                progress(
+                    Progress(writer.frames, reader.info.frames, writer.resumed, writer.segment)
+                )
+            if writer.frames != reader.frames_read:
+                raise MediaError(
+                    f"{reader.frames_read} frames were decoded but {writer.frames} written"
+                )
         writer.commit()
-    return writer.frames
+    return writer.frames, writer.resumed
 
 
 def _upscale_still(
@@ -386,6 +423,27 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
     return source.with_name(f"{source.stem}_{mark}{suffix}")
 
 
+def job_key(
+    config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Name everything that shapes the output's frames: a job goes on only if none of it changes."""
+    key = asdict(config)
+    for name in ("output", "overwrite", "resume"):
+        del key[name]
+    found = config.source.stat()
+    key |= {
+        "source": {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns},
+        "model": model.sha256,
+        "backend": engine.backend,
+        "output size": size,
+        "versions": {
+            "vsr": __version__, "torch": torch.__version__, "av": version("av"),
+        },
+        "segment frames": segments.SEGMENT_FRAMES,
+    }  # fmt: skip
+    return key
+
+
 def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     """Find out before the work whether the output can have its name.
 
@@ -400,7 +458,7 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         if output.exists():
             if source.exists() and output.samefile(source):
                 raise MediaError(f"{output} is the input itself")
-            if not overwrite:
+            if not overwrite and not awaits_removal(output):
                 raise MediaError(f"{output} exists: --overwrite replaces it")
     except OSError as error:
         raise MediaError(f"cannot write {output}: {reason(error)}") from error

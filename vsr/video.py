@@ -1,6 +1,6 @@
 """Reading clips and stills.
 
-`Reader` decodes the picture of a clip into planes and puts the packets of its other streams aside.
+`Reader` decodes the picture of a clip into planes; `other_packets` reads its other streams.
 Presentation timestamps are integers in the clip's own time base and pass through untouched; nothing
 is computed from a frame rate.
 """
@@ -8,10 +8,11 @@ is computed from a frame rate.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
+from vsr.deinterlace import deinterlaced
+from vsr.hdr import StaticMetadata, parse
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
 _CENTRED_CHROMA = frozenset({"mjpeg", "mpeg1video", "vp8", "webp"})
+_DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
 _FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
 JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
@@ -95,31 +99,34 @@ class ClipInfo:
     """number of frames as the container says or its duration suggests"""
     display_matrix: tuple[int, ...] | None
     """nine numbers that rotate or mirror the frame for display"""
+    hdr: StaticMetadata
 
 
 class Reader:
     """Decodes one video stream of a clip, or a still.
 
-    Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`. Packets
-    of all other streams are put aside in `passengers` as they are met.
+    Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`.
 
     Args:
         path: the file.
         threads: decoder threads; None leaves it to the decoder.
+        deinterlace: make whole frames of fields; False: take interlaced frames as they are; None:
+            refuse a clip that begins with one.
 
     Attributes:
         info: of the picture.
-        passengers: packets of the other streams, in file order, for the writer to take.
         lost_packets: packets that could not be decoded, so far.
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
 
     Raises:
-        MediaError: missing, unreadable, no picture in it, or no frame of it can be decoded.
+        MediaError: missing, unreadable, no picture in it, no frame of it can be decoded, or it is
+            interlaced.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self.passengers: deque[av.Packet[Any]] = deque()
+    def __init__(
+        self, path: Path, *, threads: int | None = None, deinterlace: bool | None = None
+    ) -> None:
         self.lost_packets = 0
         self.damaged_frames = 0
         self.frames_read = 0
@@ -131,7 +138,10 @@ class Reader:
             if path.is_dir():
                 raise MediaError(f"{path} is a folder, expected a video or a picture")
             # a still's name is no pattern for a sequence of files
-            self.container = av.open(file_url(path), "r", options={"pattern_type": "none"})
+            # and its tags may be in the encoding of another country
+            self.container = av.open(
+                file_url(path), "r", options={"pattern_type": "none"}, metadata_errors="replace"
+            )
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot read {path}: {reason(error)}") from error
         try:
@@ -140,10 +150,21 @@ class Reader:
             self.stream = self._picture_stream()
             self.stream.thread_type = "AUTO"
             self.stream.codec_context.thread_count = threads or 0
-            self._decoded = self._decode()
+            self._decoded: Iterator[av.VideoFrame] = self._decode()
             self._first: av.VideoFrame | None = next(self._decoded, None)
             if self._first is None:
                 raise MediaError(f"{path} has no frame that can be decoded")
+            if deinterlace is None and self._first.interlaced_frame and not self._is_still():
+                raise MediaError(
+                    f"{path} is interlaced: --deinterlace makes whole frames of its fields, "
+                    "--no-deinterlace takes it as it is"
+                )
+            if deinterlace and not self._is_still():
+                self._decoded = deinterlaced(
+                    chain([self._first], self._decoded), Fraction(self.stream.time_base or 1)
+                )
+                self._first = next(self._decoded)
+            self._expects_fields = deinterlace is not None
             self.info, self._format = self._describe(self._first)
         except BaseException:
             self.container.close()
@@ -173,6 +194,12 @@ class Reader:
         while frame is not None:
             pts = timeline.place(frame.pts, frame.duration or step)
             self.damaged_frames += bool(frame.is_corrupt)
+            if frame.interlaced_frame and not self._expects_fields:
+                self._expects_fields = True
+                log.warning(
+                    "%s is interlaced from frame %d on: --deinterlace makes whole frames of fields",
+                    self._path, self.frames_read,
+                )  # fmt: skip
             size = (frame.height, frame.width)
             if size != self.info.size and not reshaped:
                 reshaped = True
@@ -243,8 +270,6 @@ class Reader:
                 self._end_seconds = max(self._end_seconds, end)
             if packet.stream_index == self.stream.index:
                 yield from self._decode_packet(packet)
-            else:
-                self.passengers.append(packet)
         yield from self._decode_packet(None)
 
     def _decode_packet(self, packet: av.Packet[Any] | None) -> Iterator[av.VideoFrame]:
@@ -256,15 +281,18 @@ class Reader:
             self.lost_packets += 1
             log.debug("%s: %s", self._path, reason(error))
 
-    def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
-        stream, context = self.stream, self.stream.codec_context
-        name = planar_format(frame.format)
-        kind, depth, step, full, alpha = read_layout(name)
-        is_still = (
+    def _is_still(self) -> bool:
+        return (
             self.container.format.name.endswith("_pipe")
             or self.container.format.name == "image2"
             or self._path.suffix.lower() in _STILL_SUFFIXES
         )
+
+    def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
+        stream, context = self.stream, self.stream.codec_context
+        name = planar_format(frame.format)
+        kind, depth, step, full, alpha = read_layout(name)
+        is_still = self._is_still()
         if frame.format.has_palette:  # which may hold transparent colours, and seldom does
             alpha = bool((read_planes(frame.reformat(format=name))[-1] < 255).any())
         if frame.format.name.startswith("ya"):  # grey with alpha, read as equal R, G, B
@@ -278,6 +306,13 @@ class Reader:
         full = full or tags.range == FULL_RANGE
         if kind == "grey" and is_still:
             full = full or tags.range == 0
+        side_data = _side_data(frame)
+        if _DOLBY_VISION & side_data.keys():
+            log.warning(
+                "%s is Dolby Vision: its HDR10, HLG or SDR base is upscaled, its Dolby Vision "
+                "layer is not kept",
+                self._path,
+            )
         time_base = Fraction(stream.time_base or Fraction(1, 1000))
         rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
         rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
@@ -303,8 +338,31 @@ class Reader:
             average_rate=Fraction(rate),
             frames=stream.frames or round(seconds * rate) or None,
             display_matrix=_display_matrix(frame),
+            hdr=parse(
+                side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
+                side_data.get(SideDataType.CONTENT_LIGHT_LEVEL),
+            ),
         )
         return info, name
+
+
+def other_packets(path: Path, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
+    """Yield the packets of some streams, by their indices, in file order.
+
+    Where the file breaks off, so does this: the reader of its picture has said so. The file closes
+    with this generator, and a packet's `stream` must not be touched after that.
+
+    Raises:
+        FFmpegError: the file cannot be opened.
+    """
+    if not wanted:
+        return
+    with av.open(file_url(path), "r", metadata_errors="replace") as container:
+        packets = container.demux()
+        with suppress(FFmpegError):
+            for packet in packets:
+                if packet.size and packet.stream_index in wanted:
+                    yield packet
 
 
 class Timeline:
@@ -349,18 +407,22 @@ class Timeline:
         return placed
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
+def _side_data(frame: av.VideoFrame) -> dict[SideDataType, bytes]:
+    """Return a frame's side data by kind."""
     try:
-        entries = list(cast(Any, frame.side_data))
+        return {data.type: bytes(data) for data in cast(Any, frame.side_data)}
     except ValueError:  # a kind of side data that PyAV has no name for, such as EXIF
-        turn = frame.rotation % 360
-        cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
-        matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
-        return (*(value << 16 for value in matrix), 1 << 30) if turn else None
-    for data in entries:
-        if data.type == SideDataType.DISPLAYMATRIX:
-            return tuple(int(value) for value in np.frombuffer(bytes(data), np.int32))
-    return None
+        return {}
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
+    stored = _side_data(frame).get(SideDataType.DISPLAYMATRIX)
+    if stored is not None:
+        return tuple(int(value) for value in np.frombuffer(stored, np.int32))
+    turn = frame.rotation % 360  # where a kind without a name hides the matrix
+    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
+    matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
+    return (*(value << 16 for value in matrix), 1 << 30) if turn else None
 
 
 def file_url(path: Path) -> str:

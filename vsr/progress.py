@@ -1,0 +1,61 @@
+"""How far a job is, for programs: one JSON object a line on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vsr.pipeline import Progress
+
+_EVERY_SECONDS = 0.5
+
+
+class JsonProgress:
+    """Writes a line at the first frame, then at most two a second, and `last` writes the last.
+
+    The fields, which only ever grow in number:
+
+        frame        frames written, those of an interrupted run among them
+        frames       frames in the clip; null where it does not say
+        fps          frames a second that this run has made; null before the second frame
+        eta_seconds  until the last frame; null where `frames` or `fps` is
+        segment      number of the segment that is being written, from 0
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._first_frame = 0
+        self._written = 0.0
+        self._waiting: str | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of a frame."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._first_frame = now, progress.frames
+        passed = now - self._began
+        made = progress.frames - self._first_frame
+        fps = made / passed if made and passed else None
+        frames = None if progress.total is None else max(progress.total, progress.frames)
+        eta = None if frames is None or fps is None else (frames - progress.frames) / fps
+        self._waiting = json.dumps(
+            {
+                "frame": progress.frames,
+                "frames": frames,
+                "fps": None if fps is None else round(fps, 3),
+                "eta_seconds": None if eta is None else round(eta, 1),
+                "segment": progress.segment,
+            }
+        )
+        if now - self._written >= _EVERY_SECONDS:
+            self._written = now
+            self.last()
+
+    def last(self) -> None:
+        """Write what has not been written."""
+        if self._waiting is not None:
+            print(self._waiting, file=sys.stderr, flush=True)
+            self._waiting = None
