@@ -164,7 +164,7 @@ def _load_built_in(name: str, texture: float | None) -> Model:
     if built_in.texture_file is None or built_in.texture_sha256 is None:
         raise WeightsError(f"model {name!r} has no texture end: it adds no detail (--texture 0)")
     data = _built_in_bytes(name, built_in.texture_file, built_in.texture_sha256)
-    end = _load(name, data, f"{name} (texture)")
+    end = _load(name, data, f"{name} (texture end)")
     if share < 1:
         mixed = fidelity.net.state_dict()
         for key, value in end.net.state_dict().items():

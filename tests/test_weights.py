@@ -240,3 +240,85 @@ def test_a_tampered_built_in_model_is_refused(file, monkeypatch):
     load_model(file)
     with pytest.raises(WeightsError, match=rf"'mine' are damaged: .*expected {checksum[:12]}"):
         load_model("mine")
+
+
+# --- two ends and what lies between ---------------------------------------------------------------
+
+
+@pytest.fixture
+def two_ends(tmp_path, monkeypatch):
+    """A built-in model "mine" of two ends; returns their networks, fidelity first."""
+    nets, sums = [], []
+    for name in ("fidelity", "texture"):
+        net = build_network("srgan-lite", SMALL, deployed=True)
+        path = tmp_path / f"{name}.safetensors"
+        save_weights(path, net, network="srgan-lite", training={"end": name})
+        nets.append(net)
+        sums.append((str(path), hashlib.sha256(path.read_bytes()).hexdigest()))
+    (file, checksum), (texture_file, texture_sha256) = sums
+    built_in = BuiltIn(
+        file,
+        checksum,
+        "MIT",
+        "a test",
+        texture_file=texture_file,
+        texture_sha256=texture_sha256,
+        default_texture=0.25,
+    )
+    monkeypatch.setitem(BUILT_IN, "mine", built_in)
+    return nets
+
+
+@pytest.mark.parametrize("texture", [0.0, 0.25, 0.5, 1.0])
+def test_texture_mixes_the_weights_of_the_two_ends(two_ends, texture):
+    fidelity, end = (net.state_dict() for net in two_ends)
+    model = load_model("mine", texture=texture)
+    assert model.texture == texture
+    for name, value in model.net.state_dict().items():
+        expected = (1 - texture) * fidelity[name] + texture * end[name]
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    assert not model.net.training
+    assert not any(parameter.requires_grad for parameter in model.net.parameters())
+
+
+def test_without_a_word_the_default_texture_is_taken(two_ends):
+    assert load_model("mine").texture == 0.25
+    assert load_model("mine").sha256 == load_model("mine", texture=0.25).sha256
+
+
+def test_each_mix_has_a_checksum_of_its_own(two_ends):
+    checksums = {load_model("mine", texture=t).sha256 for t in (0, 0.25, 0.26, 1)}
+    assert len(checksums) == 4
+
+
+def test_an_end_tells_of_its_own_training(two_ends):
+    assert load_model("mine", texture=0).training == {"end": "fidelity"}
+    assert load_model("mine", texture=1).training == {"end": "texture"}
+
+
+@pytest.mark.parametrize("texture", [-0.1, 1.1, float("nan")])
+def test_a_texture_outside_0_to_1_is_refused(texture):
+    with pytest.raises(ValueError, match="texture must be 0 to 1, got"):
+        load_model("srgan-lite", texture=texture)
+
+
+def test_texture_of_a_model_of_one_end_is_refused(file, monkeypatch):
+    with pytest.raises(WeightsError, match="is one weights file: texture needs"):
+        load_model(file, texture=0.5)
+    assert load_model(file, texture=0).texture == 0
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(BUILT_IN, "plain", BuiltIn(str(file), checksum, "MIT", "a test"))
+    with pytest.raises(WeightsError, match="'plain' has no texture end: it adds no detail"):
+        load_model("plain", texture=1)
+
+
+def test_half_precision_halves_the_file_and_hardly_changes_the_outputs(tmp_path):
+    net = build_network("srgan-lite", deployed=True)
+    for name, dtype in (("single", torch.float32), ("half", torch.float16)):
+        path = tmp_path / f"{name}.safetensors"
+        save_weights(path, net, network="srgan-lite", training={}, dtype=dtype)
+    single, half = (tmp_path / f"{name}.safetensors" for name in ("single", "half"))
+    assert half.stat().st_size < 0.55 * single.stat().st_size
+    frames = torch.rand(1, 3, 12, 12)
+    difference = (load_model(half).net(frames) - net(frames)).abs().max()
+    assert difference < 0.5 / 255

@@ -237,10 +237,11 @@ def _upscale(arguments: argparse.Namespace) -> str:
     if arguments.quiet:
         return ""
     (height, width), (out_height, out_width) = result.input_size, result.output_size
+    texture = f" with texture {result.texture:g}" if result.texture else ""
     return (
         f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
         f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
-        f"({result.fps:.2f} fps), {result.model} at texture {result.texture:g} on {result.backend}"
+        f"({result.fps:.2f} fps), {result.model}{texture} on {result.backend}"
     )
 
 
