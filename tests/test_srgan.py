@@ -266,7 +266,8 @@ def test_the_gan_stage_begins_from_the_averaged_weights_and_keeps_them(tmp_path,
 def test_a_run_starts_from_a_weights_file(tmp_path, photos, norm):
     small = {"channels": 8, "blocks": 1}
     net = build_network("srgan", small, deployed=True)
-    save_weights(tmp_path / "start.safetensors", net, network="srgan", training={})
+    before = {"steps": 7}
+    save_weights(tmp_path / "start.safetensors", net, network="srgan", training=before)
     paths = RunPaths(data=photos, out=tmp_path / "out", start=tmp_path / "start.safetensors")
     config = replace(TINY, network="srgan", norm=norm, steps=1, ema=0.0, learning_rate=1e-9)
     if norm == "batch":
@@ -274,6 +275,7 @@ def test_a_run_starts_from_a_weights_file(tmp_path, photos, norm):
             train(config, paths)
         return
     train(config, paths)
+    assert load_model(paths.weights).training["start"]["training"] == before
     for name, value in load_model(paths.weights).net.state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=0, atol=1e-6)
 

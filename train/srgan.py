@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from engines.errors import VSRError
 from engines.networks import Network, build_network, fold
-from engines.weights import load_model, save_weights
+from engines.weights import Model, load_model, save_weights
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig
 from train.data import PatchSampler, Prefetcher, find_photos
@@ -277,7 +277,8 @@ def train(
     world = join_world()
     torch.manual_seed(config.seed)
     files = find_feature_files(paths.features)
-    net = placed(make_generator(config, paths.start), world)
+    model = load_model(paths.start) if paths.start else None
+    net = placed(make_generator(config, model), world)
     average = copy.deepcopy(net)
     adversary = make_adversary(config, files, world) if config.gan_steps else None
     measure = find_lpips(files, world) if paths.eval else None
@@ -352,6 +353,7 @@ def train(
             "steps": step,
             "commit": commit,
             "config": asdict(config),
+            "start": model and {"sha256": model.sha256, "training": model.training},
             "features": adversary and adversary.content and adversary.content.source,
             "scores": {name: asdict(result) for name, result in scores.items()},
         }
@@ -427,23 +429,22 @@ def every(period: int, step: int) -> tuple[int, ...]:
     return (step,) if step % period == 0 else ()
 
 
-def make_generator(config: TrainConfig, start: Path | None) -> Network:
-    """Build the generator, with random weights or those of a file.
+def make_generator(config: TrainConfig, start: Model | None) -> Network:
+    """Build the generator, with random weights or those of a model.
 
     Raises:
-        ValueError: the file is of another network, or the training form cannot take its weights.
+        ValueError: the model is of another network, or the training form cannot take its weights.
     """
     net = build_network(config.network, config.network_config(), deployed=config.norm == "none")
     if start is None:
         return net
-    model = load_model(start)
-    if model.network != config.network:
-        raise ValueError(f"{start} is of {model.network}, this run of {config.network}")
+    if start.network != config.network:
+        raise ValueError(f"{start.name} is of {start.network}, this run of {config.network}")
     try:
-        net.load_state_dict(model.net.state_dict())
+        net.load_state_dict(start.net.state_dict())
     except RuntimeError as error:
         raise ValueError(
-            f"{start} does not fit this run: weights files hold folded networks of their own "
+            f"{start.name} does not fit this run: weights files hold folded networks of their own "
             "width and depth; a network with batch norm starts from one with --norm none"
         ) from error
     return net
