@@ -11,6 +11,7 @@ from train.losses import (
     content_mse,
     discriminator_loss,
     generator_adversarial,
+    grid_loss,
     lpips_loss,
     pixel_loss,
     r1_penalty,
@@ -74,6 +75,21 @@ def test_lpips_is_seen_from_all_places_so_that_no_pattern_hides():
     found = [lpips_loss(EveryFourth(), sr, hr).item() for _ in range(20)]
     assert min(found) == 0
     assert sum(found) > 10
+
+
+def test_the_grid_loss_sees_a_pattern_of_its_period_and_no_other():
+    hr = torch.rand(2, 3, 64, 64)
+    halftone = torch.zeros(64, 64)
+    halftone[::4, ::4] = 0.16  # mean 0.01: one place is 0.15 above it, fifteen 0.01 below
+    found = grid_loss(hr + halftone, hr, scale=4).item()
+    assert found == pytest.approx((0.15 + 15 * 0.01) / 16, abs=TOLERANCE)
+    assert grid_loss(hr + 0.1, hr, scale=4).item() == pytest.approx(0, abs=TOLERANCE)
+    other = torch.zeros(64, 64)
+    other[::3, ::3] = 0.16
+    assert grid_loss(hr + other, hr, scale=4).item() < found / 3
+    noise = torch.rand(2, 3, 64, 64) * 0.16
+    assert grid_loss(hr + noise, hr, scale=4).item() < found / 2
+    assert grid_loss(torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), scale=4).item() == 0
 
 
 @pytest.mark.parametrize("logit", [-3.0, 0.0, 2.0])

@@ -302,6 +302,7 @@ def gan():
         network="srgan",
         content="vgg22",
         lpips_weight=1.0,
+        grid_weight=1.0,
         crop=32,
         gan_learning_rate=1e-3,
     )
@@ -324,7 +325,7 @@ def snapshot(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("term", ["pixel", "content", "lpips", "adversarial"])
+@pytest.mark.parametrize("term", ["pixel", "content", "lpips", "grid", "adversarial"])
 def test_the_gradient_of_each_term_reaches_every_part_of_the_generator(gan, term):
     config, net, adversary, lr, hr = gan
     generator_terms(config, adversary, net(lr), hr)[term].backward()
@@ -337,10 +338,11 @@ def test_every_term_is_there_with_its_weight(gan):
     config, net, adversary, lr, hr = gan
     sr = net(lr).detach()
     once = generator_terms(config, adversary, sr, hr)
-    weights = ("pixel_weight", "content_weight", "lpips_weight", "adversarial_weight")
+    kinds = ("pixel", "content", "lpips", "grid", "adversarial")
+    weights = tuple(f"{kind}_weight" for kind in kinds)
     double = replace(config, **{name: 2 * getattr(config, name) for name in weights})
     twice = generator_terms(double, adversary, sr, hr)
-    assert list(once) == ["content", "pixel", "lpips", "adversarial"]
+    assert sorted(once) == sorted(kinds)
     for name, term in once.items():
         assert twice[name].item() == pytest.approx(2 * term.item())
     nothing = replace(config, **dict.fromkeys(weights, 0.0), content="none")

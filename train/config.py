@@ -45,6 +45,7 @@ class TrainConfig:
     adversarial_weight: float = 1e-3
     pixel_weight: float = 0.0  # of the loss of stage 1, against colour drift
     lpips_weight: float = 0.0  # of LPIPS over AlexNet
+    grid_weight: float = 0.0  # of the pattern locked to the grid of the pixel shuffle
     discriminator: str = "paper"
     discriminator_channels: int = 64
     spectral_norm: bool = False
@@ -67,7 +68,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
             *("steps", "gan_steps", "warmup_steps", "cooldown_steps", "content_weight"),
-            *("adversarial_weight", "pixel_weight", "lpips_weight", "r1_weight"),
+            *("adversarial_weight", "pixel_weight", "lpips_weight", "grid_weight", "r1_weight"),
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -140,6 +141,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "gan_steps": 10_000,
         "pixel_weight": 1.0,
         "lpips_weight": 0.5,
+        "grid_weight": 4.0,
         "adversarial_weight": 5e-3,
         "spectral_norm": True,
         "batch": 32,
@@ -160,9 +162,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "content": "none",
         "pixel_weight": 1.0,
         "lpips_weight": 0.5,
+        "grid_weight": 4.0,
         "adversarial_weight": 5e-3,
         "discriminator_channels": 16,
-        "spectral_norm": True,
         "batch": 8,
         "crop": 128,
         "ema": 0.999,

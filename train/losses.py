@@ -18,6 +18,7 @@ from train.perceptual import LPIPS, FeatureNetwork
 LossName = Literal["l1", "mse"]
 
 LUMA = (0.299, 0.587, 0.114)  # Y of R, G, B (ITU-R BT.601)
+GRID_WINDOW = 8
 FEATURE_SCALE = 1 / 12.75  # makes VGG features comparable to pixels (the paper, section 3.2)
 
 
@@ -66,6 +67,25 @@ def lpips_loss(lpips: LPIPS, sr: Tensor, hr: Tensor) -> Tensor:
     top, left = torch.randint(4, (2,)).tolist()
     distances: Tensor = lpips(sr[..., top:, left:], hr[..., top:, left:])
     return distances.mean()
+
+
+def grid_loss(sr: Tensor, hr: Tensor, *, scale: int) -> Tensor:
+    """Mean size of the pattern in the difference that repeats with the pixel shuffle's grid.
+
+    Feature losses reward fine detail wherever it comes from, and what a small network makes most
+    easily is a pattern locked to the grid: a halftone on smooth areas, dots along edges. In windows
+    of `GRID_WINDOW` input pixels the difference is averaged by its place in the grid; the places
+    should not differ. Detail that is not locked to the grid averages out, and is free.
+
+    Args:
+        sr: what the generator made.
+        hr: what it should have made.
+        scale: period of the grid, pixels; 4 also holds those of 2.
+    """
+    places = F.pixel_unshuffle(sr - hr, scale).unflatten(1, (3, scale * scale))  # (N,3,s*s,h,w)
+    windows = F.avg_pool2d(places.flatten(1, 2), min(GRID_WINDOW, *places.shape[3:]))
+    means = windows.unflatten(1, (3, scale * scale))
+    return (means - means.mean(dim=2, keepdim=True)).abs().mean()
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from train.metrics import Score
 log = logging.getLogger("train")
 
 # columns of the log; a run fills those that it has
-TERMS = ("loss", "pixel", "content", "lpips", "adversarial", "discriminator", "r1")
+TERMS = ("loss", "pixel", "content", "lpips", "grid", "adversarial", "discriminator", "r1")
 
 
 @dataclass

@@ -55,6 +55,7 @@ from train.losses import (
     content_mse,
     discriminator_loss,
     generator_adversarial,
+    grid_loss,
     lpips_loss,
     pixel_loss,
     r1_penalty,
@@ -198,6 +199,8 @@ def generator_terms(
         terms["pixel"] = config.pixel_weight * pixel
     if adversary.lpips is not None and config.lpips_weight:
         terms["lpips"] = config.lpips_weight * lpips_loss(adversary.lpips, sr, hr)
+    if config.grid_weight:
+        terms["grid"] = config.grid_weight * grid_loss(sr, hr, scale=4)
     if config.adversarial_weight:
         adversary.discriminator.requires_grad_(False)
         adversarial = generator_adversarial(adversary.discriminator(sr))
