@@ -82,10 +82,11 @@ def grid_loss(sr: Tensor, hr: Tensor, *, scale: int) -> Tensor:
         hr: what it should have made.
         scale: period of the grid, pixels; 4 also holds those of 2.
     """
-    places = F.pixel_unshuffle(sr - hr, scale).unflatten(1, (3, scale * scale))  # (N,3,s*s,h,w)
-    windows = F.avg_pool2d(places.flatten(1, 2), min(GRID_WINDOW, *places.shape[3:]))
-    means = windows.unflatten(1, (3, scale * scale))
-    return (means - means.mean(dim=2, keepdim=True)).abs().mean()
+    places = F.pixel_unshuffle(sr - hr, scale)  # (N, 3*s*s, h, w)
+    windows = F.avg_pool2d(places, min(GRID_WINDOW, *places.shape[2:]))
+    means = windows.view(len(sr), 3, scale * scale, -1)
+    unequal: Tensor = (means - means.mean(dim=2, keepdim=True)).abs()
+    return unequal.mean()
 
 
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
