@@ -85,6 +85,13 @@ def test_the_rate_rises_stays_and_falls():
     )
 
 
+def test_a_recipe_cut_short_still_begins_at_the_full_rate():
+    config = TrainConfig(**(RECIPES["cpu"] | {"steps": 200}))
+    rates = [config.rate_at(step) for step in range(200)]
+    assert max(rates) == pytest.approx(config.learning_rate, rel=0.02)
+    assert rates[-1] < 0.02 * config.learning_rate
+
+
 def test_the_rate_is_constant_without_warm_up_and_cool_down():
     config = TrainConfig(steps=5, learning_rate=0.5, warmup_steps=0, cooldown_steps=0)
     assert [config.rate_at(step) for step in range(5)] == [0.5] * 5

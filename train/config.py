@@ -104,7 +104,9 @@ class TrainConfig:
             late = step - self.steps >= self.gan_steps / 2
             return self.gan_learning_rate * (0.1 if late else 1.0)
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        left = (self.steps - step) / self.cooldown_steps if self.cooldown_steps else 1.0
+        # a run cut short by --steps still begins at the full rate
+        cooldown = min(self.cooldown_steps, max(1, self.steps - self.warmup_steps))
+        left = (self.steps - step) / cooldown if cooldown else 1.0
         return self.learning_rate * warmup * min(1.0, left)
 
 
