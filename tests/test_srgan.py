@@ -253,7 +253,7 @@ def test_a_run_on_degraded_video_resumes_exactly(tmp_path, photos):
 
 def test_the_gan_stage_begins_from_the_averaged_weights_and_keeps_them(tmp_path, photos):
     paths = RunPaths(data=photos, out=tmp_path)
-    train(TINY_GAN, paths)
+    train(TINY_GAN, paths, pace=Pace(evaluate=100))
     fidelity, texture = (load_model(tmp_path / f"{n}.safetensors") for n in ("fidelity", "weights"))
     assert (fidelity.training["steps"], texture.training["steps"]) == (4, 8)
     assert not equal_states(fidelity.net.state_dict(), texture.net.state_dict())
@@ -474,6 +474,13 @@ def test_the_loss_falls_on_one_photo(tmp_path, photos, network, optimizer):
     )
     losses = train(config, RunPaths(data=tmp_path / "one", out=tmp_path / "out"))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_run_tells_of_itself_ten_times(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(replace(TINY, steps=20), paths)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(2, 21, 2))
 
 
 def test_without_averaging_the_average_is_the_network(tmp_path, photos):

@@ -240,12 +240,13 @@ class RunPaths:
 class Pace:
     """How often a run looks up, in steps."""
 
-    evaluate: int = 2000
+    evaluate: int | None = None
+    """None: ten times a run, but at least every 2000"""
     save: int = 500
 
     def __post_init__(self) -> None:
         for name, every in (("eval_every", self.evaluate), ("save_every", self.save)):
-            if every < 1:
+            if every is not None and every < 1:
                 raise ValueError(f"{name} must be at least 1, got {every}")
 
 
@@ -274,6 +275,7 @@ def train(
         FloatingPointError: a loss is not finite; its batch is in `bad_batch.safetensors`.
     """
     pace = pace or Pace()
+    evaluate_every = pace.evaluate or min(2000, max(1, config.total_steps // 10))
     if paths.eval is not None and not paths.eval.is_dir():
         raise FileNotFoundError(f"folder of test sets {paths.eval} does not exist")
     # --- set up ----------------------------------------------------------------------------------
@@ -411,7 +413,7 @@ def train(
                 bar.update()
                 if step < config.total_steps and step in (
                     config.steps,
-                    *every(pace.evaluate, step),
+                    *every(evaluate_every, step),
                 ):
                     publish()
                 if step % pace.save == 0:
@@ -556,8 +558,10 @@ def parser() -> argparse.ArgumentParser:
         help="feature networks in safetensors, or folders of them: VGG for the content loss, "
         "AlexNet and heads for LPIPS; without them VGG19 comes from torchvision",
     )  # fmt: skip
-    files.add_argument("--eval-every", type=int, default=2000, metavar="STEPS")
-    files.add_argument("--save-every", type=int, default=500, metavar="STEPS")
+    files.add_argument(
+        "--eval-every", type=int, metavar="STEPS", help="default: ten times, at least every 2000"
+    )
+    files.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="default 500")
     files.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard")
     sets = p.add_argument_group("sets of options; single ones go over them")
     sets.add_argument("--recipe", choices=RECIPES, help="by hardware; default paper")
