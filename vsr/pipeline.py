@@ -276,15 +276,9 @@ def _upscale_clip(
         )  # fmt: skip
     with ExitStack() as stack:  # closes the stages from the last to the first, then the writer
         stack.callback(writer.abort)
-
-        def stage(frames: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
-            return stack.enter_context(closing(in_thread(frames, depth=QUEUE_DEPTH, name=name)))
-
         if not writer.finished:
-            frames = stage(writer.remaining(reader.frames()), "decode")
-            rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
-            large = stage(upscaled(rgb, engine), "engine")
-            planes = stage(to_plane_frames(large, encoding.layout, size), "to-planes")
+            frames = writer.remaining(reader.frames())
+            planes = chained(frames, reader.info.layout, engine, encoding.layout, size, stack)
             for frame in planes:
                 writer.write(frame)
                 progress(
@@ -336,6 +330,34 @@ def _upscale_still(
 # --------------------------------------------------------------------------------------------------
 # Stages
 # --------------------------------------------------------------------------------------------------
+
+
+def chained(
+    frames: Iterator[Timed[list[Tensor]]],
+    layout: PlaneLayout,
+    engine: Engine,
+    output_layout: PlaneLayout,
+    size: tuple[int, int],
+    stack: ExitStack,
+) -> Iterator[Timed[list[Tensor]]]:
+    """Chain the stages from decoded planes to those of the output, each in a thread of its own.
+
+    Args:
+        frames: from the decoder; consumed in a thread.
+        layout: of their planes.
+        engine: upscales them.
+        output_layout: of the planes that come out.
+        size: (height, width) of the output.
+        stack: closes the stages, from the last to the first.
+    """
+
+    def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
+        return stack.enter_context(closing(in_thread(items, depth=QUEUE_DEPTH, name=name)))
+
+    decoded = stage(frames, "decode")
+    rgb = stage(to_rgb_frames(decoded, layout, engine), "to-rgb")
+    large = stage(upscaled(rgb, engine), "engine")
+    return stage(to_plane_frames(large, output_layout, size), "to-planes")
 
 
 def to_rgb_frames(
