@@ -126,6 +126,8 @@ class Result:
     """most memory the process ever held; 0 where the system does not tell"""
     resumed: int = 0
     """frames taken over from an interrupted run"""
+    reused: int = 0
+    """frames equal to the one before them, to the bit, and therefore not computed again"""
 
     @property
     def fps(self) -> float:
@@ -220,13 +222,15 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
         stack.enter_context(closing(engine))
         began = time.monotonic()
-        resumed = 0
+        resumed = reused = 0
         if reader.info.is_still:
             frames = _upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
             key = job_key(config, loaded, engine, size)
-            frames, resumed = _upscale_clip(config, reader, engine, output, size, key, progress)
+            frames, resumed, reused = _upscale_clip(
+                config, reader, engine, output, size, key, progress
+            )
         return Result(
             input=config.source,
             output=output,
@@ -239,6 +243,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             backend=engine.backend,
             peak_bytes=peak_bytes(),
             resumed=resumed,
+            reused=reused,
         )
 
 
@@ -255,7 +260,8 @@ def _upscale_clip(
     size: tuple[int, int],
     key: dict[str, Any],
     progress: Callable[[Progress], None],
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
+    """Return the number of frames, of those resumed and of those reused."""
     if reader.info.alpha:
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
@@ -276,10 +282,14 @@ def _upscale_clip(
         )  # fmt: skip
     with ExitStack() as stack:  # closes the stages from the last to the first, then the writer
         stack.callback(writer.abort)
+        reused = 0
         if not writer.finished:
             frames = writer.remaining(reader.frames())
             planes = chained(frames, reader.info.layout, engine, encoding.layout, size, stack)
+            last: list[Tensor] | None = None
             for frame in planes:
+                reused += frame.value is last
+                last = frame.value
                 writer.write(frame)
                 progress(
                     Progress(writer.frames, reader.info.frames, writer.resumed, writer.segment)
@@ -289,7 +299,7 @@ def _upscale_clip(
                     f"{reader.frames_read} frames were decoded but {writer.frames} written"
                 )
         writer.commit()
-    return writer.frames, writer.resumed
+    return writer.frames, writer.resumed, reused
 
 
 def _upscale_still(
@@ -342,6 +352,8 @@ def chained(
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output, each in a thread of its own.
 
+    A frame equal to the one before it, to the bit, comes out as the very same list of planes.
+
     Args:
         frames: from the decoder; consumed in a thread.
         layout: of their planes.
@@ -354,36 +366,56 @@ def chained(
     def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
         return stack.enter_context(closing(in_thread(items, depth=QUEUE_DEPTH, name=name)))
 
-    decoded = stage(frames, "decode")
+    decoded = stage(without_repeats(frames), "decode")
     rgb = stage(to_rgb_frames(decoded, layout, engine), "to-rgb")
     large = stage(upscaled(rgb, engine), "engine")
     return stage(to_plane_frames(large, output_layout, size), "to-planes")
 
 
+def without_repeats(
+    frames: Iterator[Timed[list[Tensor]]],
+) -> Iterator[Timed[list[Tensor] | None]]:
+    """Put None for the planes of a frame that are equal to those of the one before it."""
+    last: list[Tensor] | None = None
+    for frame in frames:
+        repeated = last is not None and all(map(torch.equal, frame.value, last))
+        yield Timed(None if repeated else frame.value, frame.pts, frame.duration)
+        last = frame.value
+
+
 def to_rgb_frames(
-    frames: Iterator[Timed[list[Tensor]]], layout: PlaneLayout, engine: Engine
-) -> Iterator[Timed[Tensor]]:
+    frames: Iterator[Timed[list[Tensor] | None]], layout: PlaneLayout, engine: Engine
+) -> Iterator[Timed[Tensor | None]]:
     """Turn planes into what the engine takes, (1, 3, H, W) on its device; alpha is left out."""
     count = len(layout.plane_sizes(1, 1))
     for frame in frames:
+        if frame.value is None:
+            yield Timed(None, frame.pts, frame.duration)
+            continue
         planes = [plane.to(engine.device) for plane in frame.value[:count]]
         rgb = to_rgb(planes, layout).to(engine.dtype)
         yield Timed(rgb, frame.pts, frame.duration)
 
 
-def upscaled(frames: Iterator[Timed[Tensor]], engine: Engine) -> Iterator[Timed[Tensor]]:
+def upscaled(
+    frames: Iterator[Timed[Tensor | None]], engine: Engine
+) -> Iterator[Timed[Tensor | None]]:
     """Run the engine."""
     for frame in frames:
-        yield Timed(engine(frame.value), frame.pts, frame.duration)
+        large = None if frame.value is None else engine(frame.value)
+        yield Timed(large, frame.pts, frame.duration)
 
 
 def to_plane_frames(
-    frames: Iterator[Timed[Tensor]], layout: PlaneLayout, size: tuple[int, int]
+    frames: Iterator[Timed[Tensor | None]], layout: PlaneLayout, size: tuple[int, int]
 ) -> Iterator[Timed[list[Tensor]]]:
     """Shrink to the output's size and turn into the planes that the encoder takes, on the CPU."""
+    planes: list[Tensor] = []
     for frame in frames:
-        planes = from_rgb(resize(frame.value.float(), size), layout)
-        yield Timed([plane.cpu() for plane in planes], frame.pts, frame.duration)
+        if frame.value is not None:
+            rgb = resize(frame.value.float(), size)
+            planes = [plane.cpu() for plane in from_rgb(rgb, layout)]
+        yield Timed(planes, frame.pts, frame.duration)
 
 
 # --------------------------------------------------------------------------------------------------
