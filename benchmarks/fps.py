@@ -56,13 +56,13 @@ from benchmarks.report import environment, macs_per_lr_pixel, write_atomically  
 from engines import BACKENDS, Engine, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable, VSRError  # noqa: E402
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
+from vsr.memory import peak_bytes  # noqa: E402
 from vsr.pipeline import (  # noqa: E402
     DEFAULT_MODEL,
     MOST_THREADS,
     Progress,
     UpscaleConfig,
     chained,
-    peak_bytes,
     run,
     to_plane_frames,
     to_rgb_frames,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -29,11 +28,13 @@ from torch import Tensor
 
 from engines import Backend, Engine, create_engine, load_model
 from engines.errors import MediaError, UnsupportedShape
+from engines.tiles import SMALLEST_TILE, TiledEngine
 from engines.weights import Model
 from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
 from vsr.encode import EncoderSettings, PictureEncoding, write_still
 from vsr.journal import awaits_removal
+from vsr.memory import automatic_tile, free_bytes, peak_bytes
 from vsr.segments import SegmentedWriter
 from vsr.threads import in_thread
 from vsr.version import __version__
@@ -72,6 +73,9 @@ class UpscaleConfig:
     deinterlace: bool | None = None
     """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
+    tile: int | None = None
+    """side of the parts that a frame is computed in, in pixels of the input; None: the whole frame
+    where memory allows it"""
     overwrite: bool = False
     resume: bool = True
     """False: drop what an interrupted run left"""
@@ -89,6 +93,8 @@ class UpscaleConfig:
             raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,7 @@ def upscale(
     preset: str | None = None,
     deinterlace: bool | None = None,
     threads: int | None = None,
+    tile: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -172,6 +179,8 @@ def upscale(
         deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
             None: refuse it.
         threads: CPU threads for each stage that has its own; None leaves it to each.
+        tile: compute a frame in parts of tile x tile pixels of the input, with the overlap that
+            makes it the same; None: the whole frame at once, unless memory is short.
         overwrite: replace an output that exists.
         resume: go on where an interrupted run of the same job stopped; False: drop what it left.
         progress: called from this thread after each frame.
@@ -198,6 +207,7 @@ def upscale(
         preset=preset,
         deinterlace=deinterlace,
         threads=threads,
+        tile=tile,
         overwrite=overwrite,
         resume=resume,
     )
@@ -220,6 +230,8 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         output = config.output or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
+        if (side := tile_side(config, loaded, reader.info.size)) is not None:
+            engine = TiledEngine(engine, side)
         stack.enter_context(closing(engine))
         began = time.monotonic()
         resumed = reused = 0
@@ -477,6 +489,20 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
     return source.with_name(f"{source.stem}_{mark}{suffix}")
 
 
+def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int | None:
+    """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
+    if config.tile is not None:
+        return config.tile if config.tile < max(size) else None
+    free = free_bytes()
+    side = None if free is None else automatic_tile(model, size, free)
+    if side is not None:
+        log.warning(
+            "%dx%d is much for the memory that is free: computed in tiles of %d pixels",
+            size[1], size[0], side,
+        )  # fmt: skip
+    return side
+
+
 def job_key(
     config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
 ) -> dict[str, Any]:
@@ -516,13 +542,3 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
                 raise MediaError(f"{output} exists: --overwrite replaces it")
     except OSError as error:
         raise MediaError(f"cannot write {output}: {reason(error)}") from error
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever held, 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
