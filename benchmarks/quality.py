@@ -27,12 +27,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +37,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from benchmarks.compressed import score_clips  # noqa: E402
 from benchmarks.figure import draw_figure  # noqa: E402
+from benchmarks.report import environment, macs_per_lr_pixel, write_atomically  # noqa: E402
 from engines.errors import VSRError, WeightsError  # noqa: E402
 from engines.networks import count_parameters  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.data import find_photos, to_frame  # noqa: E402
 from train.metrics import Score, evaluate, to_picture  # noqa: E402
 from train.perceptual import LPIPS, find_feature_files, load_lpips  # noqa: E402
-from train.srgan import describe_commit  # noqa: E402
 
 SCALE = 4
 USUAL_ORDER = ("Set5", "Set14", "BSD100")
@@ -141,7 +137,7 @@ def find_systems(files: list[Path]) -> dict[str, Model]:
 
 def run(options: argparse.Namespace, sets: list[Path], systems: dict[str, Model]) -> dict[str, Any]:
     """Score bicubic and the systems, print the tables row by row, return the whole document."""
-    card = environment()
+    card = environment("numpy", "pillow", "scikit-image")
     for name, value in card.items():
         print(f"{name:<13} {value}")
     distances = find_distances(options.features)
@@ -249,42 +245,6 @@ def enlarge_bicubic(frame: Tensor) -> Tensor:
         (width * SCALE, height * SCALE), Image.Resampling.BICUBIC
     )
     return to_frame(np.asarray(large))
-
-
-def macs_per_lr_pixel(net: nn.Module) -> int:
-    """Count the multiplications of the convolutions, a pixel of the input."""
-    side, macs = 8, 0
-
-    def count(conv: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal macs
-        assert isinstance(conv, nn.Conv2d)
-        macs += conv.weight.numel() * output.shape[2] * output.shape[3]
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    with torch.inference_mode():
-        net(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return macs // side**2
-
-
-def environment() -> dict[str, str]:
-    """Describe what the figures were made with, without naming the machine."""
-    return {
-        "commit": describe_commit(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "pillow", "scikit-image")},
-        "device": f"CPU, {torch.get_num_threads()} threads, float32",
-    }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

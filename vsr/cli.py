@@ -98,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
         "interlaced clip is an error",
     )
     up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    up.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="compute frames in parts of NxN pixels of the input, with the same result in less "
+        "memory (default: whole frames, or parts that fit into the memory that is free)",
+    )
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     up.add_argument(
         "--no-resume",
@@ -219,6 +226,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
             preset=arguments.preset,
             deinterlace=arguments.deinterlace,
             threads=arguments.threads,
+            tile=arguments.tile,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -29,11 +28,13 @@ from torch import Tensor
 
 from engines import Backend, Engine, create_engine, load_model
 from engines.errors import MediaError, UnsupportedShape
+from engines.tiles import SMALLEST_TILE, TiledEngine
 from engines.weights import Model
 from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
 from vsr.encode import EncoderSettings, PictureEncoding, write_still
 from vsr.journal import awaits_removal
+from vsr.memory import automatic_tile, free_bytes, peak_bytes
 from vsr.segments import SegmentedWriter
 from vsr.threads import in_thread
 from vsr.version import __version__
@@ -72,6 +73,9 @@ class UpscaleConfig:
     deinterlace: bool | None = None
     """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
+    tile: int | None = None
+    """side of the parts that a frame is computed in, in pixels of the input; None: the whole frame
+    where memory allows it"""
     overwrite: bool = False
     resume: bool = True
     """False: drop what an interrupted run left"""
@@ -89,6 +93,8 @@ class UpscaleConfig:
             raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,8 @@ class Result:
     """most memory the process ever held; 0 where the system does not tell"""
     resumed: int = 0
     """frames taken over from an interrupted run"""
+    reused: int = 0
+    """frames equal to the one before them, to the bit, and therefore not computed again"""
 
     @property
     def fps(self) -> float:
@@ -147,6 +155,7 @@ def upscale(
     preset: str | None = None,
     deinterlace: bool | None = None,
     threads: int | None = None,
+    tile: int | None = None,
     overwrite: bool = False,
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
@@ -170,6 +179,8 @@ def upscale(
         deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
             None: refuse it.
         threads: CPU threads for each stage that has its own; None leaves it to each.
+        tile: compute a frame in parts of tile x tile pixels of the input, with the overlap that
+            makes it the same; None: the whole frame at once, unless memory is short.
         overwrite: replace an output that exists.
         resume: go on where an interrupted run of the same job stopped; False: drop what it left.
         progress: called from this thread after each frame.
@@ -196,6 +207,7 @@ def upscale(
         preset=preset,
         deinterlace=deinterlace,
         threads=threads,
+        tile=tile,
         overwrite=overwrite,
         resume=resume,
     )
@@ -218,15 +230,19 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         output = config.output or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
+        if (side := tile_side(config, loaded, reader.info.size)) is not None:
+            engine = TiledEngine(engine, side)
         stack.enter_context(closing(engine))
         began = time.monotonic()
-        resumed = 0
+        resumed = reused = 0
         if reader.info.is_still:
             frames = _upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
             key = job_key(config, loaded, engine, size)
-            frames, resumed = _upscale_clip(config, reader, engine, output, size, key, progress)
+            frames, resumed, reused = _upscale_clip(
+                config, reader, engine, output, size, key, progress
+            )
         return Result(
             input=config.source,
             output=output,
@@ -239,6 +255,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             backend=engine.backend,
             peak_bytes=peak_bytes(),
             resumed=resumed,
+            reused=reused,
         )
 
 
@@ -255,7 +272,8 @@ def _upscale_clip(
     size: tuple[int, int],
     key: dict[str, Any],
     progress: Callable[[Progress], None],
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
+    """Return the number of frames, of those resumed and of those reused."""
     if reader.info.alpha:
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
@@ -276,16 +294,14 @@ def _upscale_clip(
         )  # fmt: skip
     with ExitStack() as stack:  # closes the stages from the last to the first, then the writer
         stack.callback(writer.abort)
-
-        def stage(frames: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
-            return stack.enter_context(closing(in_thread(frames, depth=QUEUE_DEPTH, name=name)))
-
+        reused = 0
         if not writer.finished:
-            frames = stage(writer.remaining(reader.frames()), "decode")
-            rgb = stage(to_rgb_frames(frames, reader.info.layout, engine), "to-rgb")
-            large = stage(upscaled(rgb, engine), "engine")
-            planes = stage(to_plane_frames(large, encoding.layout, size), "to-planes")
+            frames = writer.remaining(reader.frames())
+            planes = chained(frames, reader.info.layout, engine, encoding.layout, size, stack)
+            last: list[Tensor] | None = None
             for frame in planes:
+                reused += frame.value is last
+                last = frame.value
                 writer.write(frame)
                 progress(
                     Progress(writer.frames, reader.info.frames, writer.resumed, writer.segment)
@@ -295,7 +311,7 @@ def _upscale_clip(
                     f"{reader.frames_read} frames were decoded but {writer.frames} written"
                 )
         writer.commit()
-    return writer.frames, writer.resumed
+    return writer.frames, writer.resumed, reused
 
 
 def _upscale_still(
@@ -338,30 +354,80 @@ def _upscale_still(
 # --------------------------------------------------------------------------------------------------
 
 
+def chained(
+    frames: Iterator[Timed[list[Tensor]]],
+    layout: PlaneLayout,
+    engine: Engine,
+    output_layout: PlaneLayout,
+    size: tuple[int, int],
+    stack: ExitStack,
+) -> Iterator[Timed[list[Tensor]]]:
+    """Chain the stages from decoded planes to those of the output, each in a thread of its own.
+
+    A frame equal to the one before it, to the bit, comes out as the very same list of planes.
+
+    Args:
+        frames: from the decoder; consumed in a thread.
+        layout: of their planes.
+        engine: upscales them.
+        output_layout: of the planes that come out.
+        size: (height, width) of the output.
+        stack: closes the stages, from the last to the first.
+    """
+
+    def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
+        return stack.enter_context(closing(in_thread(items, depth=QUEUE_DEPTH, name=name)))
+
+    decoded = stage(without_repeats(frames), "decode")
+    rgb = stage(to_rgb_frames(decoded, layout, engine), "to-rgb")
+    large = stage(upscaled(rgb, engine), "engine")
+    return stage(to_plane_frames(large, output_layout, size), "to-planes")
+
+
+def without_repeats(
+    frames: Iterator[Timed[list[Tensor]]],
+) -> Iterator[Timed[list[Tensor] | None]]:
+    """Put None for the planes of a frame that are equal to those of the one before it."""
+    last: list[Tensor] | None = None
+    for frame in frames:
+        repeated = last is not None and all(map(torch.equal, frame.value, last))
+        yield Timed(None if repeated else frame.value, frame.pts, frame.duration)
+        last = frame.value
+
+
 def to_rgb_frames(
-    frames: Iterator[Timed[list[Tensor]]], layout: PlaneLayout, engine: Engine
-) -> Iterator[Timed[Tensor]]:
+    frames: Iterator[Timed[list[Tensor] | None]], layout: PlaneLayout, engine: Engine
+) -> Iterator[Timed[Tensor | None]]:
     """Turn planes into what the engine takes, (1, 3, H, W) on its device; alpha is left out."""
     count = len(layout.plane_sizes(1, 1))
     for frame in frames:
+        if frame.value is None:
+            yield Timed(None, frame.pts, frame.duration)
+            continue
         planes = [plane.to(engine.device) for plane in frame.value[:count]]
         rgb = to_rgb(planes, layout).to(engine.dtype)
         yield Timed(rgb, frame.pts, frame.duration)
 
 
-def upscaled(frames: Iterator[Timed[Tensor]], engine: Engine) -> Iterator[Timed[Tensor]]:
+def upscaled(
+    frames: Iterator[Timed[Tensor | None]], engine: Engine
+) -> Iterator[Timed[Tensor | None]]:
     """Run the engine."""
     for frame in frames:
-        yield Timed(engine(frame.value), frame.pts, frame.duration)
+        large = None if frame.value is None else engine(frame.value)
+        yield Timed(large, frame.pts, frame.duration)
 
 
 def to_plane_frames(
-    frames: Iterator[Timed[Tensor]], layout: PlaneLayout, size: tuple[int, int]
+    frames: Iterator[Timed[Tensor | None]], layout: PlaneLayout, size: tuple[int, int]
 ) -> Iterator[Timed[list[Tensor]]]:
     """Shrink to the output's size and turn into the planes that the encoder takes, on the CPU."""
+    planes: list[Tensor] = []
     for frame in frames:
-        planes = from_rgb(resize(frame.value.float(), size), layout)
-        yield Timed([plane.cpu() for plane in planes], frame.pts, frame.duration)
+        if frame.value is not None:
+            rgb = resize(frame.value.float(), size)
+            planes = [plane.cpu() for plane in from_rgb(rgb, layout)]
+        yield Timed(planes, frame.pts, frame.duration)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -423,6 +489,20 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
     return source.with_name(f"{source.stem}_{mark}{suffix}")
 
 
+def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int | None:
+    """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
+    if config.tile is not None:
+        return config.tile if config.tile < max(size) else None
+    free = free_bytes()
+    side = None if free is None else automatic_tile(model, size, free)
+    if side is not None:
+        log.warning(
+            "%dx%d is much for the memory that is free: computed in tiles of %d pixels",
+            size[1], size[0], side,
+        )  # fmt: skip
+    return side
+
+
 def job_key(
     config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
 ) -> dict[str, Any]:
@@ -462,13 +542,3 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
                 raise MediaError(f"{output} exists: --overwrite replaces it")
     except OSError as error:
         raise MediaError(f"cannot write {output}: {reason(error)}") from error
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever held, 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,53 @@
+"""What the documents of all benchmarks have in common: the environment card, MACs, safe writing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train.srgan import describe_commit
+
+
+def environment(*packages: str) -> dict[str, str]:
+    """Describe what figures were made with, without naming the machine.
+
+    Args:
+        packages: distributions whose versions belong on the card, beside PyTorch's.
+    """
+    return {
+        "commit": describe_commit(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", *packages)},
+        "device": f"CPU, {torch.get_num_threads()} threads, float32",
+    }
+
+
+def macs_per_lr_pixel(net: nn.Module) -> int:
+    """Count the multiplications of the convolutions, a pixel of the input."""
+    side, macs = 8, 0
+
+    def count(conv: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        assert isinstance(conv, nn.Conv2d)
+        macs += conv.weight.numel() * output.shape[2] * output.shape[3]
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return macs // side**2
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,103 @@
+"""Work that need not be done twice: the result is the same as if it had been."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import vsr
+from engines import create_engine, load_model
+from vsr import pipeline
+from vsr.convert import PlaneLayout
+from vsr.pixels import read_planes
+from vsr.video import Timed
+
+upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast")
+
+LAYOUT = PlaneLayout("yuv", chroma_step=(2, 2))
+
+
+def write_lossless(path, pictures, pixel_format="yuv420p"):
+    """Write pictures (H, W) of luma so that they decode to the same bits."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width = pictures[0].shape
+        stream.pix_fmt = pixel_format
+        for index, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "gray").reformat(format=pixel_format)
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def decoded(path):
+    with av.open(str(path)) as container:
+        return [
+            [plane.numpy().copy() for plane in read_planes(frame)]
+            for frame in container.decode(video=0)
+        ]
+
+
+def assert_same_frames(one, other):
+    for mine, theirs in zip(decoded(one), decoded(other), strict=True):
+        assert all(map(np.array_equal, mine, theirs))
+
+
+@pytest.fixture
+def moving():
+    """Twelve frames of luma: 0 0 0 1 2 2 1 0 0 3 3 4, each with a texture of its own."""
+    textures = np.random.default_rng(0).integers(60, 200, (5, 32, 48), np.uint8)
+    return [textures[index] for index in (0, 0, 0, 1, 2, 2, 1, 0, 0, 3, 3, 4)]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts what each stage computes."""
+    counted = dict.fromkeys(("to_rgb", "from_rgb"), 0)
+
+    def wrap(name):
+        original = getattr(pipeline, name)
+
+        def call(*arguments):
+            counted[name] += 1
+            return original(*arguments)
+
+        return call
+
+    for name in counted:
+        monkeypatch.setattr(pipeline, name, wrap(name))
+    return counted
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p10le"])
+def test_a_repeated_frame_is_not_computed_again(
+    pixel_format, moving, calls, tiny_weights, tmp_path, monkeypatch
+):
+    source = write_lossless(tmp_path / "in.mkv", moving, pixel_format)
+    result = upscale(source, tmp_path / "reused.mkv", model=tiny_weights)
+    assert (result.frames, result.reused) == (12, 5)
+    assert calls == {"to_rgb": 7, "from_rgb": 7}
+    monkeypatch.setattr(pipeline, "without_repeats", lambda frames: frames)
+    result = upscale(source, tmp_path / "full.mkv", model=tiny_weights)
+    assert (result.frames, result.reused) == (12, 0)
+    assert_same_frames(tmp_path / "reused.mkv", tmp_path / "full.mkv")
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_one_sample_of_difference_in_any_plane_is_no_repetition(plane, tiny_weights):
+    first = [torch.full(size, 90, dtype=torch.uint8) for size in LAYOUT.plane_sizes(6, 8)]
+    second = [part.clone() for part in first]
+    second[plane][-1, -1] += 1
+    frames = [Timed(value, index, 1) for index, value in enumerate((first, second, second))]
+    engine = create_engine(load_model(tiny_weights), backend="pytorch")
+    with ExitStack() as stack:
+        chain = pipeline.chained(iter(frames), LAYOUT, engine, LAYOUT, (12, 16), stack)
+        results = [frame.value for frame in chain]
+    assert results[1] is not results[0]
+    assert results[2] is results[1]
