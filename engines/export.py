@@ -7,7 +7,10 @@ The graph has one input, `INPUT`, (N, 3, H, W) RGB in [0, 1], and one output, `O
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +49,7 @@ def export_onnx(
     example = torch.zeros(_EXAMPLE if shape is None else (shape[0], 3, *shape[1:]), dtype=dtype)
     free = torch.export.Dim.DYNAMIC
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # of PyTorch's about its own inner calls
             program: Any = torch.onnx.export(
                 copy.deepcopy(net).to(dtype),
@@ -62,6 +65,18 @@ def export_onnx(
         reason = " ".join(str(error.__cause__ or error).split())
         raise EngineBuildError(f"PyTorch cannot export the network to ONNX: {reason}") from error
     return _without_notes(program.model_proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from printing that it misses libraries which it does not need."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _without_notes(model: Any) -> bytes:
