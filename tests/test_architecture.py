@@ -15,14 +15,14 @@ SOURCES = sorted(
 # package: what it must not import; a file may be let off by name
 FORBIDDEN = {
     "engines": {"train", "vsr", "av"},
-    "train": {"vsr", "av", "tensorrt", "torch_tensorrt", "openvino"},
-    "vsr": {"train", "tensorrt", "torch_tensorrt", "openvino", "PIL", "skimage"},
+    "train": {"vsr", "av", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino"},
+    "vsr": {"train", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino", "PIL", "skimage"},
 }
 AV_MODULES = {
     *("vsr/deinterlace.py", "vsr/encode.py", "vsr/mux.py", "vsr/pixels.py", "vsr/segments.py"),
     "vsr/video.py",
 }
-BACKEND_LIBRARIES = {"openvino": "engines/ov.py"}
+BACKEND_LIBRARIES = {"openvino": "engines/ov.py", "onnx": "engines/export.py"}
 
 
 def imports(path: Path) -> dict[str, bool]:

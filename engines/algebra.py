@@ -1,0 +1,126 @@
+"""Exact rewrites of a deploy form: the same function, in a form that suits a compiler better.
+
+Three convolutions hold most of what makes the generator of the paper slow on matrix units: the last
+ones, which work at two and four times the size, with 64 channels in and only 3 out. A convolution
+after a pixel shuffle equals a smaller one before it, with four times the channels on both sides:
+
+    shuffle ─▸ PReLU ─▸ 9x9, 64 to 3     at 4x
+    PReLU ─▸ 5x5, 256 to 12 ─▸ shuffle   at 2x   (`tail_below` 1)
+    3x3, 1024 to 48, two shuffles        at 1x   (`tail_below` 2)
+
+The moved kernel holds the weights of the old one, each once for every position within a pixel, and
+zeros elsewhere. It multiplies more zeros, and fills the matrix units instead of leaving all but 3
+of their columns idle. Whether that is faster is a question to the machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from engines.networks import Generator, Network, UpsampleStage
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrites:
+    """Which rewrites to make; the first two concern the generator of the paper only."""
+
+    slopes: bool = True
+    """PReLU before each pixel shuffle, straight after its convolution, with replicated slopes"""
+    tail_below: Literal[0, 1, 2] = 1
+    """how many pixel shuffles the tail is moved below, counted from the last; needs `slopes`"""
+    clamp: bool = True
+    """clamp to [0, 1] as the last step"""
+
+    def __post_init__(self) -> None:
+        if self.tail_below not in (0, 1, 2):
+            raise ValueError(f"tail_below must be 0, 1 or 2, got {self.tail_below}")
+        if self.tail_below and not self.slopes:
+            raise ValueError(f"tail_below {self.tail_below} needs slopes: PReLU is in its way")
+
+
+NONE = Rewrites(slopes=False, tail_below=0, clamp=False)
+
+
+@torch.no_grad()
+def rewrite(net: Network, rewrites: Rewrites | None = None) -> nn.Module:
+    """Return a rewritten copy of a deploy form.
+
+    Args:
+        net: a deploy form (see `engines.networks.fold`); left unchanged.
+        rewrites: None makes all that are on by default.
+
+    Returns:
+        A module with the call of the network. Where the rewrites clamp, its output lies in [0, 1].
+
+    Raises:
+        ValueError: the network is in training form, or has fewer shuffles than `tail_below`.
+    """
+    rewrites = rewrites or Rewrites()
+    if not net.deployed:
+        raise ValueError("rewrite takes the deploy form: call engines.networks.fold first")
+    result = copy.deepcopy(net)
+    if isinstance(result, Generator):
+        if rewrites.tail_below > len(result.upsample):
+            raise ValueError(
+                f"the tail cannot be moved below {rewrites.tail_below} pixel shuffles: a generator "
+                f"of scale {result.config.scale} has {len(result.upsample)}"
+            )
+        if rewrites.slopes:
+            stages = [_early_slopes(cast(UpsampleStage, stage)) for stage in result.upsample]
+            result.upsample = nn.Sequential(*stages)
+        _move_tail(result, rewrites.tail_below)
+    return (nn.Sequential(result, nn.Hardtanh(0, 1)) if rewrites.clamp else result).eval()
+
+
+def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the convolution that does before a pixel shuffle by 2 what `conv` does after it.
+
+    ``conv(shuffle(x)) == shuffle(moved(x))`` for every x, borders included: zero padding at one
+    size is zero padding at the other.
+
+    Args:
+        conv: odd square kernel, stride 1, "same" zero padding, with a bias.
+    """
+    reach = conv.kernel_size[0] // 2
+    # an output pixel at 2i + position reads 2i + position + offset == 2(i + step) + sub-position
+    moved_reach = (reach + 1) // 2
+    out_channels, in_channels = conv.weight.shape[:2]
+    size = 2 * moved_reach + 1
+    weight = conv.weight.new_zeros(out_channels, 2, 2, in_channels, 2, 2, size, size)
+    taps = [(p, *divmod(p + d, 2), d + reach) for p in (0, 1) for d in range(-reach, reach + 1)]
+    for row, step_y, sub_y, tap_y in taps:
+        for column, step_x, sub_x, tap_x in taps:
+            at = (slice(None), row, column, slice(None), sub_y, sub_x)
+            weight[(*at, step_y + moved_reach, step_x + moved_reach)] = conv.weight[
+                :, :, tap_y, tap_x
+            ]
+    moved = nn.Conv2d(in_channels * 4, out_channels * 4, size, padding=moved_reach)
+    moved.weight = nn.Parameter(weight.flatten(3, 5).flatten(0, 2), requires_grad=False)
+    bias = cast(Tensor, conv.bias).repeat_interleave(4)
+    moved.bias = nn.Parameter(bias, requires_grad=False)
+    return moved
+
+
+def _early_slopes(stage: UpsampleStage) -> nn.Sequential:
+    act = nn.PReLU(stage.act.num_parameters * 4)
+    act.weight = nn.Parameter(stage.act.weight.repeat_interleave(4), requires_grad=False)
+    return nn.Sequential(stage.conv, act, stage.shuffle)
+
+
+def _move_tail(net: Generator, shuffles: int) -> None:
+    """Move the tail of a generator whose stages end with their shuffles."""
+    if not shuffles:
+        return
+    conv = net.tail
+    for _ in range(shuffles):
+        conv = moved_below_shuffle(conv)
+    last = cast(nn.Sequential, net.upsample[-1])
+    net.upsample[-1] = last[:-1]
+    before = [nn.PixelUnshuffle(2) for _ in range(shuffles - 1)]
+    after = [nn.PixelShuffle(2) for _ in range(shuffles)]
+    net.tail = nn.Sequential(*before, conv, *after)  # type: ignore[assignment]
