@@ -1,4 +1,4 @@
-"""A frame in parts: for frames too large for memory.
+"""A frame in parts: for frames too large for memory, and frames of which little has changed.
 
 A pixel of the result depends on the input within the network's receptive radius and on nothing
 else. So a part of the frame, a *core*, comes out as in the whole frame if the network sees a
@@ -82,6 +82,24 @@ class TiledEngine(Engine):
         self.side = side
         self.overlap = receptive_radius(engine.model.net)
         self._engine = engine
+
+    def update(self, frames: Tensor, last_frames: Tensor, last_result: Tensor) -> Tensor:
+        """Upscale frames of which the last ones' result is known: only what changed is computed.
+
+        Args:
+            frames: as the contract has it.
+            last_frames: of the same shape.
+            last_result: what this engine made of them; left as it is.
+
+        Returns:
+            To the bit what a call with `frames` returns; a fresh tensor.
+        """
+        self._check(frames)
+        result = last_result.clone()
+        for tile in self._tiles(frames):
+            if not torch.equal(frames[(..., *tile.window)], last_frames[(..., *tile.window)]):
+                self._put(tile, frames, result)
+        return result
 
     def close(self) -> None:
         """Give back what the engine holds."""

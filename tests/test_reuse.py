@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import vsr
-from engines import create_engine, load_model
+from engines import BACKENDS, create_engine, load_model
+from engines.tiles import TiledEngine
 from vsr import pipeline
 from vsr.convert import PlaneLayout
 from vsr.pixels import read_planes
@@ -101,3 +102,61 @@ def test_one_sample_of_difference_in_any_plane_is_no_repetition(plane, tiny_weig
         results = [frame.value for frame in chain]
     assert results[1] is not results[0]
     assert results[2] is results[1]
+
+
+# --- --changed-only -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def still_camera():
+    """Sixteen frames of 96x80 luma: a texture, in which a small square moves and then rests."""
+    background = np.random.default_rng(1).integers(60, 200, (80, 96), np.uint8)
+    pictures = []
+    for index in range(16):
+        picture = background.copy()
+        at = 4 * min(index, 12)
+        picture[at : at + 6, at : at + 6] = 240
+        picture[79, 95] = 16 + 8 * index  # and a clock that never rests, at the very corner
+        pictures.append(picture)
+    return pictures
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("tile", [16, 33, None])
+def test_only_what_changed_is_computed_and_the_frames_are_the_same(
+    backend, tile, still_camera, tiny_weights, tmp_path, monkeypatch
+):
+    source = write_lossless(tmp_path / "in.mkv", still_camera)
+    convert = partial(
+        vsr.upscale, source, model=tiny_weights, backend=backend, preset="ultrafast", crf=0
+    )
+    windows = []
+    original = TiledEngine._put
+
+    def put(engine, part, *arguments):
+        windows.append(part)
+        original(engine, part, *arguments)
+
+    monkeypatch.setattr(TiledEngine, "_put", put)
+    convert(tmp_path / "changed.mkv", tile=tile, changed_only=True)
+    computed = len(windows)
+    convert(tmp_path / "tiled.mkv", tile=tile or pipeline.CHANGE_TILE)
+    assert computed < (len(windows) - computed) * (0.9 if tile is None else 0.5)
+    convert(tmp_path / "whole.mkv")
+    assert_same_frames(tmp_path / "changed.mkv", tmp_path / "tiled.mkv")
+    assert_same_frames(tmp_path / "changed.mkv", tmp_path / "whole.mkv")
+
+
+def test_a_change_reaches_as_far_as_the_network_sees(tiny_weights):
+    """A pixel changed just outside of a core, and one a radius further."""
+    engine = TiledEngine(create_engine(load_model(tiny_weights), backend="pytorch"), 16)
+    assert engine.overlap == 3
+    before = torch.rand(1, 3, 48, 48)
+    result = engine(before)
+    for x in range(48):
+        after = before.clone()
+        after[..., 20, x] += 0.5
+        updated = engine.update(after, before, result)
+        assert torch.equal(updated, engine(after))
+        assert not torch.equal(updated, result)
+    assert torch.equal(result, engine(before))  # what was given is left as it was

@@ -105,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
         help="compute frames in parts of NxN pixels of the input, with the same result in less "
         "memory (default: whole frames, or parts that fit into the memory that is free)",
     )
+    up.add_argument(
+        "--changed-only",
+        action="store_true",
+        help="compute only the tiles that differ from the frame before, with the same result: "
+        "quicker where the camera stands still, slower where it moves",
+    )
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     up.add_argument(
         "--no-resume",
@@ -227,6 +233,7 @@ def _upscale(arguments: argparse.Namespace) -> str:
             deinterlace=arguments.deinterlace,
             threads=arguments.threads,
             tile=arguments.tile,
+            changed_only=arguments.changed_only,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,
         )

@@ -1,0 +1,152 @@
+"""How much does --changed-only save where the camera stands still?
+
+    python benchmarks/still_camera.py [--frames N] [--threads N] [--json FILE] [--smoke]
+
+Makes clips like those of a camera on a wall, 480x270 at 15 frames/s: a view that stands still, for
+the middle half of the clip someone who walks through it, a clock that jumps once a second, sensor
+noise. x264 as such cameras use it: preset veryfast, crf 26, a key frame every 4 seconds. One clip
+without noise, one with noise of 1 and one of 2 code values (standard deviation).
+
+Upscales each with and without --changed-only, and compares the files: they must be the same. The
+time is that of the whole program, encoder and all. Prints an environment card and a table; the last
+line of stdout is one JSON document, which goes to `--json` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+import vsr  # noqa: E402
+from benchmarks.report import environment, write_atomically  # noqa: E402
+from engines.errors import VSRError  # noqa: E402
+
+SIZE = (270, 480)
+RATE = 15  # frames a second
+NOISES = (0.0, 1.0, 2.0)
+WALKER = (90, 36)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--frames", type=int, default=120, metavar="N")
+    p.add_argument("--threads", type=int, default=1, metavar="N")
+    p.add_argument("--json", type=Path, metavar="FILE")
+    p.add_argument("--smoke", action="store_true", help="all of it in seconds, for tests")
+    options = p.parse_args(argv)
+    try:
+        if options.frames < 4:
+            raise ValueError(f"frames must be at least 4, got {options.frames}")
+        size = (64, 96) if options.smoke else SIZE
+        frames = 8 if options.smoke else options.frames
+        document = measure(size, frames, options.threads)
+        if options.json is not None:
+            write_atomically(options.json, json.dumps(document, indent=2) + "\n")
+    except (VSRError, OSError, ValueError) as error:
+        print(f"still_camera: error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, separators=(",", ":")))
+    return 0
+
+
+def measure(size: tuple[int, int], frames: int, threads: int) -> dict[str, Any]:
+    """Measure each clip, print the table, return the whole document."""
+    torch.set_num_threads(threads)
+    card = environment("av", "openvino")
+    for name, value in card.items():
+        print(f"{name:<13} {value}")
+    print(f"\n{'noise':<8}{'whole, s':>10}{'changed, s':>12}{'factor':>8}{'repeats':>9}  same file")
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for noise in NOISES:
+            source = write_scene(folder / "in.mp4", size, frames, noise)
+            whole, changed = (
+                vsr.upscale(
+                    source, folder / f"{only}.mp4", changed_only=only, threads=threads,
+                    overwrite=True,
+                )
+                for only in (False, True)
+            )  # fmt: skip
+            row = {
+                "noise": noise,
+                "backend": whole.backend,
+                "whole_seconds": round(whole.seconds, 2),
+                "changed_only_seconds": round(changed.seconds, 2),
+                "factor": round(whole.seconds / changed.seconds, 2),
+                "repeated_frames": whole.reused,
+                "same_file": whole.output.read_bytes() == changed.output.read_bytes(),
+            }
+            rows.append(row)
+            print(
+                f"{noise:<8}{whole.seconds:>10.2f}{changed.seconds:>12.2f}{row['factor']:>8.2f}"
+                f"{whole.reused:>9}  {'yes' if row['same_file'] else 'NO'}"
+            )
+    clip = f"{size[1]}x{size[0]}, {frames} frames, x264 veryfast crf 26"
+    return {"benchmark": "still_camera", "environment": card, "clip": clip, "rows": rows}
+
+
+def write_scene(path: Path, size: tuple[int, int], frames: int, noise: float) -> Path:
+    """Film the scene.
+
+    Args:
+        path: of the clip.
+        size: (height, width), even.
+        frames: in the clip.
+        noise: standard deviation, in 8-bit code values.
+    """
+    height, width = size
+    random = np.random.default_rng(0)
+    view = still_view(size)
+    walker = still_view(WALKER)[:, ::-1] // 2
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, width=width, height=height)
+        stream.codec_context.pix_fmt = "yuv420p"
+        stream.codec_context.options = {
+            "preset": "veryfast", "crf": "26", "g": str(4 * RATE), "x264-params": "log-level=none",
+        }  # fmt: skip
+        for index in range(frames):
+            picture = view.astype(np.float32)
+            along = (index - frames / 4) / (frames / 2)
+            if 0 <= along < 1:
+                put(picture, walker, int(height * 0.4) + index % 3, int(width * along))
+            picture[4:12, 4:44] = 255 * (np.arange(40) // 4 % 2 ^ (index // RATE % 2))[:, None]
+            picture += noise * random.standard_normal((height, width, 1), np.float32)
+            frame = av.VideoFrame.from_ndarray(picture.round().clip(0, 255).astype(np.uint8))
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def still_view(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) of the sample clip, at a size."""
+    with av.open(str(ROOT / "samples" / "bbb.mp4")) as container:
+        frame = next(container.decode(video=0))
+    return frame.reformat(width=size[1], height=size[0], format="rgb24").to_ndarray()
+
+
+def put(picture: NDArray[np.float32], part: NDArray[np.uint8], top: int, left: int) -> None:
+    """Put a part into a picture; what hangs over is cut off."""
+    height, width = (max(0, size) for size in (picture.shape[0] - top, picture.shape[1] - left))
+    part = part[:height, :width]
+    picture[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+if __name__ == "__main__":
+    sys.exit(main())
