@@ -35,13 +35,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "openvino", "pytorch"]
+Backend = Literal["auto", "openvino", "pytorch", "tensorrt"]
 
 # name: (module, class), imported when asked for; `auto` tries them in this order, fastest first
 BACKENDS: dict[str, tuple[str, str]] = {
     "openvino": ("engines.ov", "OpenVINOEngine"),
     "pytorch": ("engines.pytorch", "PyTorchEngine"),
+    "tensorrt": ("engines.trt", "TensorRTEngine"),
 }
+# until somebody has seen it run on a GPU, `tensorrt` has to be asked for
+_NOT_AUTOMATIC = {"tensorrt"}
 
 
 def create_engine(model: Model, *, backend: Backend = "auto", threads: int | None = None) -> Engine:
@@ -82,4 +85,5 @@ def _create(name: str, model: Model, threads: int | None) -> Engine:
 def _fastest_first() -> list[str]:
     import torch
 
-    return sorted(BACKENDS, key=lambda name: torch.cuda.is_available() and name != "pytorch")
+    names = [name for name in BACKENDS if name not in _NOT_AUTOMATIC]
+    return sorted(names, key=lambda name: torch.cuda.is_available() and name != "pytorch")

@@ -95,7 +95,7 @@ class EngineCache:
         self.folder = folder or default_folder()
 
     def load_or_build(
-        self, key: EngineKey, build: Callable[[], bytes], load: Callable[[bytes], T | None]
+        self, key: EngineKey, build: Callable[[], bytes], load: Callable[[bytes], T]
     ) -> T:
         """Return a loaded engine, from the disk or built now and kept there.
 
@@ -104,7 +104,7 @@ class EngineCache:
         Args:
             key: what the engine is.
             build: compiles it; called at most once, by one process at a time.
-            load: makes it ready to run, or returns None if it cannot.
+            load: makes it ready to run; raises BackendUnavailable if it cannot.
 
         Raises:
             BackendUnavailable: the cache cannot be used, or `load` refuses a fresh engine.
@@ -113,23 +113,19 @@ class EngineCache:
         with self._locked():
             data = self._read(key)
             if data is not None:
-                loaded = load(data)
-                if loaded is not None:
-                    return loaded
-                log.warning("%s does not load: it is deleted and built again", self._path(key))
-                self._delete(key)
+                try:
+                    return load(data)
+                except BackendUnavailable as error:
+                    log.warning("%s: it is deleted and built again", error)
+                    self._delete(key)
             began = time.monotonic()
             data = build()
             self._write(key, data, time.monotonic() - began)
-            loaded = load(data)
-            if loaded is None:
+            try:
+                return load(data)
+            except BackendUnavailable:
                 self._delete(key)
-                device = f"{key.gpu or 'no GPU'} (compute capability {key.compute_capability})"
-                raise BackendUnavailable(
-                    f"{key.flavour} {key.version} cannot load the engine that it has just built "
-                    f"for {device}: it may not support this GPU or its driver"
-                )
-            return loaded
+                raise
 
     def entries(self) -> list[Entry]:
         """List what is there; files without a readable sidecar are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,24 @@ import torch
 from engines.networks import build_network
 from engines.weights import save_weights
 
+NO_GPU = "needs an NVIDIA GPU and a CUDA build of PyTorch"
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, or fail it where one is required."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if os.environ.get("VSR_REQUIRE_GPU") == "1":
+            pytest.fail(NO_GPU, pytrace=False)
+        pytest.skip(NO_GPU)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_engine_cache(tmp_path_factory):
+    """Keep tests away from the user's compiled engines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VSR_ENGINE_CACHE", str(tmp_path_factory.getbasetemp() / "engines"))
+        yield
 
 
 @pytest.fixture(autouse=True)

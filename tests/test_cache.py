@@ -107,20 +107,22 @@ def test_a_damaged_engine_is_deleted_logged_and_built_once_more(cache, damage, c
     assert build.count == 1
 
 
+def refuse(data: bytes) -> bytes:
+    raise BackendUnavailable(f"cannot load {data.decode()}")
+
+
 def test_an_engine_that_does_not_load_is_built_once_more(cache, caplog):
     cache.load_or_build(KEY, Builder(b"old"), bytes)
-    loaded = cache.load_or_build(KEY, Builder(b"new"), lambda data: None if data == b"old" else 1)
-    assert loaded == 1
-    assert "does not load: it is deleted and built again" in caplog.text
+    load = lambda data: refuse(data) if data == b"old" else data  # noqa: E731
+    assert cache.load_or_build(KEY, Builder(b"new"), load) == b"new"
+    assert "cannot load old: it is deleted and built again" in caplog.text
 
 
 def test_a_fresh_engine_that_does_not_load_is_an_error_and_not_kept(cache):
     build = Builder()
     cache.load_or_build(KEY, build, bytes)
-    with pytest.raises(
-        BackendUnavailable, match=r"1.7 cannot load .* NVIDIA Something \(compute capability 8.9\)"
-    ):
-        cache.load_or_build(KEY, build, lambda data: None)
+    with pytest.raises(BackendUnavailable, match="cannot load engine"):
+        cache.load_or_build(KEY, build, refuse)
     assert build.count == 2  # not again and again
     assert cache.entries() == []
     assert not list(cache.folder.glob("*.engine"))

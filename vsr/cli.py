@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--backend",
-        choices=("auto", "pytorch", "openvino"),
+        choices=("auto", "pytorch", "openvino", "tensorrt"),
         default="auto",
         help="what runs the network; auto takes the fastest that is there (default)",
     )
