@@ -175,7 +175,7 @@ def test_values_out_of_range_exit_2(capsys, plain_clip):
 def bad_inputs() -> list[str]:
     return [
         "missing", "folder", "text", "empty", "sound only", "no frames", "output exists",
-        "output folder missing", "output is a folder", "encoder unknown", "encoder of sound",
+        "output folder missing", "encoder unknown", "encoder of sound",
         "preset unknown", "model unknown", "pickle", "foreign weights", "container unknown",
         "too large", "crf for an encoder without",
     ]  # fmt: skip
@@ -214,9 +214,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(kind, tmp_path, tiny_weights, 
         case "output folder missing":
             output = tmp_path / "nowhere" / "out.mp4"
             named, expected = "nowhere", "does not exist"
-        case "output is a folder":
-            output.mkdir()
-            named, expected = "out.mp4", "is a folder"
         case "encoder unknown":
             more += ["--encoder", "h999"]
             named, expected = "h999", "unknown encoder"

@@ -31,6 +31,7 @@ examples:
   vsr upscale dvd.mkv --size 1440x1080 --crf 20 --preset slow
   vsr upscale photo.jpg                        photo_x4.png, lossless
   vsr upscale clip.mp4 --encoder libx265 --json -q
+  vsr upscale holiday/ -o large/               each clip and picture in the folder
 """
 
 
@@ -52,13 +53,20 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    up.add_argument("input", type=Path, metavar="INPUT", help="video or picture")
+    up.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="video, picture, or folder of them; of several, a bad one does not stop the others, "
+        "and those whose output exists are skipped",
+    )
     up.add_argument(
         "-o",
         "--output",
-        type=Path,
         help="output file; its suffix names the container (default: INPUT_x4.mp4, .mkv for "
-        "Matroska, .png for a picture)",
+        "Matroska, .png for a picture); or a folder for outputs of these names, a new one with a "
+        "slash at its end",
     )
     weights = up.add_mutually_exclusive_group()
     weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
@@ -177,20 +185,24 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_logging(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = _models() if arguments.command == "models" else _upscale(arguments)
-        return _print(result)
-    except KeyboardInterrupt:
-        print("vsr: interrupted, no output was written", file=sys.stderr)
+        return _print(_models()) if arguments.command == "models" else _upscale(arguments)
+    except KeyboardInterrupt as interruption:
+        said = interruption.args[0] if interruption.args else "interrupted, no output was written"
+        print(f"vsr: {said}", file=sys.stderr)
         return 130
     except Exception as error:  # one line for people; -v says where
         logging.getLogger("vsr").debug("traceback", exc_info=True)
-        # not imported here: the import may be what failed, and costs a second
-        known = getattr(sys.modules.get("engines.errors"), "VSRError", _UsageError)
-        text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (known, _UsageError)):
-            text = f"unexpected {type(error).__name__}: {text} (-v shows where)"
-        print(f"vsr: error: {text}", file=sys.stderr)
+        print(f"vsr: error: {_describe(error)}", file=sys.stderr)
         return 2 if isinstance(error, _UsageError) else 1
+
+
+def _describe(error: Exception) -> str:
+    # not imported here: the import may be what failed, and costs a second
+    known = getattr(sys.modules.get("engines.errors"), "VSRError", _UsageError)
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (known, _UsageError)):
+        text = f"unexpected {type(error).__name__}: {text} (-v shows where)"
+    return text
 
 
 class _UsageError(Exception):
@@ -215,13 +227,62 @@ def _print(text: str) -> int:
     return 0
 
 
-def _upscale(arguments: argparse.Namespace) -> str:
-    from vsr.pipeline import DEFAULT_MODEL, UpscaleConfig, run
+def _upscale(arguments: argparse.Namespace) -> int:
+    from vsr.jobs import make_folder, sources
+
+    several = len(arguments.inputs) > 1 or arguments.inputs[0].is_dir()
+    found = sources(arguments.inputs)
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None and (several or arguments.output.endswith(("/", os.sep))):
+        output = make_folder(arguments.output)
+    configs = [_config(arguments, source, output) for source in found]
+    if several:
+        return _upscale_all(arguments, configs)
+    result = _run_one(arguments, configs[0])
+    if arguments.json:
+        return _print(json.dumps(_to_json(result)))
+    return _print("" if arguments.quiet else _to_text(result))
+
+
+def _upscale_all(arguments: argparse.Namespace, configs: list[UpscaleConfig]) -> int:
+    from vsr.jobs import run_all, summary
+
+    jobs = []
+    try:
+        for job in run_all(configs, lambda config: _run_one(arguments, config)):
+            jobs.append(job)
+            if not isinstance(job.outcome, Exception):
+                _print("" if arguments.json or arguments.quiet else _to_text(job.outcome))
+            elif job.status == "failed":
+                logging.getLogger("vsr").debug("traceback", exc_info=job.outcome)
+                print(f"vsr: error: {_describe(job.outcome)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted after {len(jobs)} of {len(configs)} inputs: the same command goes on"
+        ) from None
+    if arguments.json:
+        fields = [
+            {"input": str(job.source), "status": job.status}
+            | (
+                {"reason": _describe(job.outcome)}
+                if isinstance(job.outcome, Exception)
+                else _to_json(job.outcome)
+            )
+            for job in jobs
+        ]
+        written = _print(json.dumps({"jobs": fields}))
+    else:
+        written = _print("" if arguments.quiet else summary(jobs, _describe))
+    return max(written, any(job.status == "failed" for job in jobs))
+
+
+def _config(arguments: argparse.Namespace, source: Path, output: Path | None) -> UpscaleConfig:
+    from vsr.pipeline import DEFAULT_MODEL, UpscaleConfig
 
     try:
-        config = UpscaleConfig(
-            source=arguments.input,
-            output=arguments.output,
+        return UpscaleConfig(
+            source=source,
+            output=output,
             model=arguments.weights or arguments.model or DEFAULT_MODEL,
             texture=arguments.texture,
             backend=arguments.backend,
@@ -239,18 +300,21 @@ def _upscale(arguments: argparse.Namespace) -> str:
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
-    if arguments.progress == "json":
-        lines = JsonProgress()
-        try:
-            result = run(config, lines)
-        finally:
-            lines.last()
-    else:
-        result = _run_with_bar(config, quiet=arguments.quiet)
-    if arguments.json:
-        return json.dumps(_to_json(result))
-    if arguments.quiet:
-        return ""
+
+
+def _run_one(arguments: argparse.Namespace, config: UpscaleConfig) -> Result:
+    from vsr.pipeline import run
+
+    if arguments.progress == "bar":
+        return _run_with_bar(config, quiet=arguments.quiet)
+    lines = JsonProgress(config.source)
+    try:
+        return run(config, lines)
+    finally:
+        lines.last()
+
+
+def _to_text(result: Result) -> str:
     (height, width), (out_height, out_width) = result.input_size, result.output_size
     texture = f" with texture {result.texture:g}" if result.texture else ""
     return (

@@ -52,13 +52,17 @@ DEFAULT_MODEL = "srgan-lite"
 _KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
 
 
+class OutputExists(MediaError):
+    """The output is there already, and is not to be replaced."""
+
+
 @dataclass(frozen=True, slots=True)
 class UpscaleConfig:
     """Everything that shapes one job."""
 
     source: Path
     output: Path | None = None
-    """None: beside the source, with the factor in its name"""
+    """None: beside the source, with the factor in its name; a folder: in it, of the same name"""
     model: str | Path = DEFAULT_MODEL
     """a built-in model's name, or a weights file"""
     texture: float | None = None
@@ -168,7 +172,8 @@ def upscale(
 
     Args:
         source: any video or picture that FFmpeg reads.
-        output: its suffix names the container; None: `clip_x4.mp4` beside the source.
+        output: its suffix names the container; None: `clip_x4.mp4` beside the source; a folder:
+            that name in it.
         model: a built-in model's name (`vsr models`), or the path of a weights file.
         texture: 0 adds no detail that is not in the input (evidence, medicine), 1 adds all the
             texture that the model has learned; None: the model's default.
@@ -223,8 +228,9 @@ def upscale(
 
 def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
     """Run one job (see `upscale`)."""
-    if config.output is not None:
-        check_output(config.source, config.output, overwrite=config.overwrite)
+    named = None if config.output is None or config.output.is_dir() else config.output
+    if named is not None:
+        check_output(config.source, named, overwrite=config.overwrite)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
@@ -234,7 +240,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         )
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
-        output = config.output or default_output(config, reader.info, loaded.scale)
+        output = named or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
         engine = create_engine(loaded, backend=config.backend, threads=config.threads)
         if (side := tile_side(config, loaded, reader.info.size)) is not None:
@@ -509,14 +515,20 @@ def kept_aspect_ratio(config: UpscaleConfig, info: ClipInfo, size: tuple[int, in
 
 
 def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
-    """Name the output: beside the source, `clip_x4.mp4`."""
+    """Name the output: `clip_x4.mp4`, beside the source or in the folder that is asked for."""
     source = config.source
+    folder = config.output or source.parent
     if config.size is not None:
         mark = f"{config.size[1]}x{config.size[0]}"
     else:
         mark = f"x{config.scale or scale:g}"
-    suffix = ".png" if info.is_still else _KEPT_SUFFIXES.get(source.suffix.lower(), ".mp4")
-    return source.with_name(f"{source.stem}_{mark}{suffix}")
+    suffix = ".png" if info.is_still else default_suffix(source)
+    return folder / f"{source.stem}_{mark}{suffix}"
+
+
+def default_suffix(source: Path) -> str:
+    """Choose the container of a clip's output."""
+    return _KEPT_SUFFIXES.get(source.suffix.lower(), ".mp4")
 
 
 def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int | None:
@@ -560,7 +572,8 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     """Find out before the work whether the output can have its name.
 
     Raises:
-        MediaError: its folder is missing, it exists and may not be replaced, or is the source.
+        OutputExists: it may not be replaced.
+        MediaError: its folder is missing, or it is a folder or the source.
     """
     try:
         if output.is_dir():
@@ -571,6 +584,6 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
             if source.exists() and output.samefile(source):
                 raise MediaError(f"{output} is the input itself")
             if not overwrite and not awaits_removal(output):
-                raise MediaError(f"{output} exists: --overwrite replaces it")
+                raise OutputExists(f"{output} exists: --overwrite replaces it")
     except OSError as error:
         raise MediaError(f"cannot write {output}: {reason(error)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ _EVERY_SECONDS = 0.5
 class JsonProgress:
     """Writes a line at the first frame, then at most two a second, and `last` writes the last.
 
+    Args:
+        source: the input that is at work.
+
     The fields, which only ever grow in number:
 
         frame        frames written, those of an interrupted run among them
@@ -23,9 +27,11 @@ class JsonProgress:
         fps          frames a second that this run has made; null before the second frame
         eta_seconds  until the last frame; null where `frames` or `fps` is
         segment      number of the segment that is being written, from 0
+        input        the clip or picture
     """
 
-    def __init__(self) -> None:
+    def __init__(self, source: Path) -> None:
+        self._source = source
         self._began: float | None = None
         self._first_frame = 0
         self._written = 0.0
@@ -48,6 +54,7 @@ class JsonProgress:
                 "fps": None if fps is None else round(fps, 3),
                 "eta_seconds": None if eta is None else round(eta, 1),
                 "segment": progress.segment,
+                "input": str(self._source),
             }
         )
         if now - self._written >= _EVERY_SECONDS:
