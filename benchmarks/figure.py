@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
+from train.data import crop_to_multiple, load_rgb, shrink_bicubic, to_frame
 from train.metrics import psnr, to_luma, to_picture
 from train.perceptual import LPIPS
 
@@ -19,13 +19,12 @@ SCALE = 4
 SIDE = 200  # of the crop, pixels of the original
 BAND = 44  # height of the captions
 GAP = 6
-PICTURE = "butterfly"  # of Set5; any other set shows its first
 
 
 @torch.inference_mode()
 def draw_figure(
     path: Path,
-    folder: Path,
+    photo: Path,
     upscalers: dict[str, Callable[[Tensor], Tensor]],
     lpips: LPIPS | None,
 ) -> None:
@@ -33,12 +32,10 @@ def draw_figure(
 
     Args:
         path: the PNG.
-        folder: a test set.
+        photo: the original; its middle is shown.
         upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
         lpips: None leaves it out of the captions.
     """
-    photos = find_photos(folder)
-    photo = next((p for p in photos if p.stem == PICTURE), photos[0])
     original = crop_to_multiple(load_rgb(photo), SCALE)
     frame = to_frame(shrink_bicubic(original, SCALE))
     pictures = {name: to_picture(upscale(frame)) for name, upscale in upscalers.items()}

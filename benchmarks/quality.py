@@ -1,9 +1,11 @@
 """How close are the enlarged pictures to their originals?
 
     python benchmarks/quality.py [--eval FOLDER] [--features FOLDER] [--clips FOLDER]
-                                 [--weights FILE]... [--json FILE] [--figure PNG]
+                                 [--weights FILE]... [--json FILE]
+                                 [--figure PNG [--figure-of PICTURE]]
 
-Scores bicubic interpolation, both ends of each built-in model and each `--weights` file.
+Scores bicubic interpolation, each built-in model with texture 0, a half and 1, and each `--weights`
+file.
 
 Pictures: each test set, a folder of high-resolution pictures in `--eval` (default: shared/data/eval
 beside the checkout, with Set5, Set14 and BSD100). Protocol: the papers' at x4. Input: the original,
@@ -96,6 +98,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--clips", type=Path, default=SHARED / "clips", metavar="FOLDER")
     p.add_argument("--weights", type=Path, default=[], action="append", metavar="FILE")
     p.add_argument("--figure", type=Path, metavar="PNG")
+    p.add_argument("--figure-of", type=Path, metavar="PICTURE", help="default: the first of a set")
     p.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "quality.json")
     return p.parse_args(argv)
 
@@ -127,7 +130,8 @@ def find_systems(files: list[Path]) -> dict[str, Model]:
     for name, built_in in BUILT_IN.items():
         systems[name] = load_model(name, texture=0)
         if built_in.texture_file is not None:
-            systems[f"{name} texture 1"] = load_model(name, texture=1)
+            for texture in (0.5, 1.0):
+                systems[f"{name} texture {texture:g}"] = load_model(name, texture=texture)
     systems |= {path.stem: load_model(path) for path in files}
     for name, model in systems.items():
         if model.scale != SCALE:
@@ -180,7 +184,8 @@ def run(options: argparse.Namespace, sets: list[Path], systems: dict[str, Model]
     if options.clips.is_dir():
         document["clips"] = score_clips(options.clips, upscalers, distances.get("lpips"))
     if options.figure is not None:
-        draw_figure(options.figure, sets[0], upscalers, distances.get("lpips"))
+        photo = options.figure_of or find_photos(sets[0])[0]
+        draw_figure(options.figure, photo, upscalers, distances.get("lpips"))
     return document
 
 

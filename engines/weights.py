@@ -55,9 +55,12 @@ class BuiltIn:
 BUILT_IN: dict[str, BuiltIn] = {
     "srgan-lite": BuiltIn(
         file="srgan-lite.safetensors",
-        sha256="bb5f10918dd1d8ca14ab044ba3c6216a0cfa32bf4af48a609263bf9fa18dcd8a",
+        sha256="82328922e76b9836ac9214690d6d234aaea101759c0e28dce4922c55ea30f4d2",
         licence="MIT",
-        summary="small and fast, trained for fidelity: adds no detail of its own",
+        summary="small and fast; fidelity alone, or texture as much as you allow",
+        texture_file="srgan-lite-texture.safetensors",
+        texture_sha256="f958958fe753a3f04da91d62f2f7e075bbba079665cd07f49b547497fb0ec42c",
+        default_texture=0.5,
     ),
 }
 

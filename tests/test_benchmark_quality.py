@@ -75,7 +75,10 @@ def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, s
     ends = [
         row
         for name, built_in in BUILT_IN.items()
-        for row in (name, *([f"{name} texture 1"] if built_in.texture_file else []))
+        for row in (
+            name,
+            *([f"{name} texture {t}" for t in (0.5, 1)] if built_in.texture_file else ()),
+        )
     ]
     assert list(rows) == ["bicubic", *ends, "tiny"]
     for row in rows.values():

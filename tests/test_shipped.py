@@ -13,21 +13,45 @@ ROOT = Path(__file__).parents[1]
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_a_built_in_model_has_a_card_and_an_account_of_its_training(name):
+ENDS = [
+    (name, texture)
+    for name, built_in in BUILT_IN.items()
+    for texture in ((0, 1) if built_in.texture_file else (0,))
+]
+
+
+@pytest.mark.parametrize(("name", "texture"), ENDS)
+def test_a_built_in_model_has_a_card_and_an_account_of_its_training(name, texture):
     card = (ROOT / "engines" / "weights" / f"{name}.md").read_text()
-    training = load_model(name).training
+    training = load_model(name, texture=texture).training
     assert {"commands", "data", "steps", "commit", "config", "scores"} <= training.keys()
-    assert f"{training['steps']:,}" in card
+    assert f"{training['steps']:,} steps" in card
     for score in training["scores"].values():
         assert f"{score['psnr_y']:.2f}" in card
+        assert f"{score['lpips']:.3f}" in card
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_nothing_of_the_test_sets_was_trained_on(name):
+    for texture in (0, 1):
+        training = load_model(name, texture=texture).training
+        while training:
+            assert training["data"].startswith("photos, ")
+            training = (training.get("start") or {}).get("training")
 
 
 def test_the_published_quality_is_that_of_the_shipped_weights():
-    rows = {row["name"]: row for row in json.loads(QUALITY.read_text())["rows"]}
+    document = json.loads(QUALITY.read_text())
+    rows = {row["name"]: row for row in document["rows"]}
     readme = (ROOT / "README.md").read_text()
-    for name in BUILT_IN:
-        assert rows[name]["sha256"] == BUILT_IN[name].sha256
+    for name, built_in in BUILT_IN.items():
+        assert rows[name]["sha256"] == built_in.sha256
+        assert rows[f"{name} texture 1"]["sha256"] == built_in.texture_sha256
     for row in rows.values():
         for score in row["scores"].values():
-            assert f"{score['psnr_y']:.2f} / {score['ssim_y']:.4f}" in readme
+            cell = f"{score['psnr_y']:.2f} / {score['ssim_y']:.4f} / {score['lpips']:.3f}"
+            assert cell in readme
+    for row in document["clips"]:
+        for score in row["scores"].values():
+            cell = f"{score['psnr_y']:.2f} / {score['lpips']:.3f} / {score['flicker']:.2f}"
+            assert cell in readme
