@@ -18,6 +18,7 @@ FORBIDDEN = {
     "train": {"vsr", "av", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino"},
     "vsr": {"train", "tensorrt", "tensorrt_rtx", "torch_tensorrt", "openvino", "PIL", "skimage"},
 }
+LET_OFF = {"train/degrade.py": {"av"}}  # real codecs' artefacts
 AV_MODULES = {
     *("vsr/deinterlace.py", "vsr/encode.py", "vsr/mux.py", "vsr/pixels.py", "vsr/segments.py"),
     "vsr/video.py",
@@ -52,7 +53,7 @@ def imports(path: Path) -> dict[str, bool]:
 def test_no_file_imports_upwards(path):
     name = path.relative_to(ROOT).as_posix()
     found = imports(path)
-    assert not FORBIDDEN[name.split("/")[0]] & found.keys()
+    assert not FORBIDDEN[name.split("/")[0]] & found.keys() - LET_OFF.get(name, set())
     if name.startswith("vsr/") and name not in AV_MODULES:
         assert "av" not in found
     for library, home in BACKEND_LIBRARIES.items():

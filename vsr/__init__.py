@@ -15,8 +15,9 @@ from vsr.version import __version__
 if TYPE_CHECKING:
     from engines.errors import VSRError
     from vsr.pipeline import Progress, Result, upscale
+    from vsr.region import Crop, Zoom
 
-__all__ = ["Progress", "Result", "VSRError", "__version__", "upscale"]
+__all__ = ["Crop", "Progress", "Result", "VSRError", "Zoom", "__version__", "upscale"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from engines.errors import VSRError
 
         return VSRError
+    if name in ("Crop", "Zoom"):
+        from vsr import region
+
+        return getattr(region, name)
     if name in __all__:
         from vsr import pipeline
 

@@ -23,6 +23,7 @@ from vsr.version import __version__
 
 if TYPE_CHECKING:
     from vsr.pipeline import Progress, Result, UpscaleConfig
+    from vsr.region import Crop, Zoom
 
 _EXAMPLES = """\
 examples:
@@ -31,6 +32,7 @@ examples:
   vsr upscale dvd.mkv --size 1440x1080 --crf 20 --preset slow
   vsr upscale photo.jpg                        photo_x4.png, lossless
   vsr upscale clip.mp4 --encoder libx265 --json -q
+  vsr upscale clip.mp4 --crop 100,50,64,48     only that part, 256x192
   vsr upscale holiday/ -o large/               each clip and picture in the folder
 """
 
@@ -92,6 +94,19 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument(
         "--size", type=_size, metavar="WxH", help="output size; the picture's shape is kept"
     )
+    part = up.add_mutually_exclusive_group()
+    part.add_argument(
+        "--crop",
+        type=_crop,
+        metavar="X,Y,W,H",
+        help="only this part of the upright picture: left edge, top edge, width, height",
+    )
+    part.add_argument(
+        "--zoom",
+        type=_zoom,
+        metavar="FACTOR@X,Y",
+        help="only the part around a point that is a FACTORth as wide and high",
+    )
     up.add_argument(
         "--encoder", default="libx264", metavar="NAME", help="FFmpeg encoder (default: libx264)"
     )
@@ -150,6 +165,20 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, for example 1280x720, got {text}")
     return int(match[2]), int(match[1])
+
+
+def _crop(text: str) -> tuple[int, int, int, int]:
+    match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected X,Y,W,H, for example 100,50,64,48, got {text}")
+    return int(match[1]), int(match[2]), int(match[3]), int(match[4])
+
+
+def _zoom(text: str) -> tuple[float, int, int]:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)@(\d+),(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected FACTOR@X,Y, for example 2@320,180, got {text}")
+    return float(match[1]), int(match[2]), int(match[3])
 
 
 class _BarHandler(logging.Handler):
@@ -291,6 +320,7 @@ def _config(arguments: argparse.Namespace, source: Path, output: Path | None) ->
             encoder=arguments.encoder,
             crf=arguments.crf,
             preset=arguments.preset,
+            region=_region(arguments),
             deinterlace=arguments.deinterlace,
             threads=arguments.threads,
             tile=arguments.tile,
@@ -300,6 +330,14 @@ def _config(arguments: argparse.Namespace, source: Path, output: Path | None) ->
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
+
+
+def _region(arguments: argparse.Namespace) -> Crop | Zoom | None:
+    from vsr.region import Crop, Zoom
+
+    if arguments.crop is not None:
+        return Crop(*arguments.crop)
+    return None if arguments.zoom is None else Zoom(*arguments.zoom)
 
 
 def _run_one(arguments: argparse.Namespace, config: UpscaleConfig) -> Result:

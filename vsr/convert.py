@@ -223,8 +223,17 @@ def oriented(plane: Tensor, display_matrix: Sequence[int]) -> Tensor:
 
     The matrix is FFmpeg's: a, b, u, c, d, v, x, y, w with x' = a x + c y and y' = b x + d y.
     """
+    turned, flips = quarter_turn(display_matrix)
+    if turned:
+        plane = plane.mT
+    axes = [axis for axis, flip in enumerate(flips) if flip]
+    return plane.flip(axes) if axes else plane
+
+
+def quarter_turn(display_matrix: Sequence[int]) -> tuple[bool, tuple[bool, bool]]:
+    """Tell whether rows become columns, and then whether they are flipped, (down, across)."""
     a, b, c, d = (display_matrix[index] for index in (0, 1, 3, 4))
-    if abs(b) > abs(a):  # rows become columns
-        plane, a, d = plane.mT, c, b
-    flips = [axis for axis, sign in ((0, d), (1, a)) if sign < 0]
-    return plane.flip(flips) if flips else plane
+    turned = abs(b) > abs(a)
+    if turned:
+        a, d = c, b
+    return turned, (d < 0, a < 0)

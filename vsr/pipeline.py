@@ -35,6 +35,7 @@ from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
 from vsr.encode import EncoderSettings, PictureEncoding, write_still
 from vsr.journal import awaits_removal
 from vsr.memory import automatic_tile, free_bytes, peak_bytes
+from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
 from vsr.threads import in_thread
 from vsr.version import __version__
@@ -75,6 +76,8 @@ class UpscaleConfig:
     encoder: str = "libx264"
     crf: float | None = None
     preset: str | None = None
+    region: Crop | Zoom | None = None
+    """None: the whole picture"""
     deinterlace: bool | None = None
     """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
@@ -160,6 +163,7 @@ def upscale(
     encoder: str = "libx264",
     crf: float | None = None,
     preset: str | None = None,
+    region: Crop | Zoom | None = None,
     deinterlace: bool | None = None,
     threads: int | None = None,
     tile: int | None = None,
@@ -185,6 +189,7 @@ def upscale(
         encoder: name of an FFmpeg video encoder.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
+        region: `vsr.Crop` or `vsr.Zoom`: only that part of the upright picture is computed.
         deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
             None: refuse it.
         threads: CPU threads for each stage that has its own; None leaves it to each.
@@ -216,6 +221,7 @@ def upscale(
         encoder=encoder,
         crf=crf,
         preset=preset,
+        region=region,
         deinterlace=deinterlace,
         threads=threads,
         tile=tile,
@@ -238,6 +244,8 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         reader = stack.enter_context(
             Reader(config.source, threads=config.threads, deinterlace=config.deinterlace)
         )
+        if config.region is not None:
+            reader.cut(config.region)
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
@@ -522,6 +530,8 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
         mark = f"{config.size[1]}x{config.size[0]}"
     else:
         mark = f"x{config.scale or scale:g}"
+    if config.region is not None:
+        mark = f"{type(config.region).__name__.lower()}{config.region}_{mark}"
     suffix = ".png" if info.is_still else default_suffix(source)
     return folder / f"{source.stem}_{mark}{suffix}"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from vsr.convert import Matrix, PlaneLayout
 from vsr.deinterlace import deinterlaced
 from vsr.hdr import StaticMetadata, parse
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
+from vsr.region import Crop, Window, Zoom, window
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class ClipInfo:
 
     path: Path
     size: tuple[int, int]
-    """(height, width) as stored, before rotation and sample aspect ratio"""
+    """(height, width) as stored, before rotation and sample aspect ratio; of the region if cut"""
     layout: PlaneLayout
     tags: ColourTags
     alpha: bool
@@ -166,6 +167,8 @@ class Reader:
                 self._first = next(self._decoded)
             self._expects_fields = deinterlace is not None
             self.info, self._format = self._describe(self._first)
+            self._stored_size = self.info.size
+            self._window: Window | None = None
         except BaseException:
             self.container.close()
             raise
@@ -180,6 +183,16 @@ class Reader:
         trace: TracebackType | None,
     ) -> None:
         self.container.close()
+
+    def cut(self, region: Crop | Zoom) -> None:
+        """Take the picture to be a region of it, before the first frame is asked for.
+
+        Raises:
+            MediaError: it reaches over the edge, or splits chroma samples.
+        """
+        info = self.info
+        self._window = window(region, info.size, info.layout, info.display_matrix)
+        self.info = replace(info, size=(self._window.height, self._window.width))
 
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
@@ -201,17 +214,20 @@ class Reader:
                     self._path, self.frames_read,
                 )  # fmt: skip
             size = (frame.height, frame.width)
-            if size != self.info.size and not reshaped:
+            if size != self._stored_size and not reshaped:
                 reshaped = True
                 log.warning(
                     "%s changes its frame size from %dx%d to %dx%d: resized to the first",
-                    self._path, *self.info.size[::-1], *size[::-1],
+                    self._path, *self._stored_size[::-1], *size[::-1],
                 )  # fmt: skip
-            if size != self.info.size or frame.format.name != self._format:
-                height, width = self.info.size
+            if size != self._stored_size or frame.format.name != self._format:
+                height, width = self._stored_size
                 frame = frame.reformat(width=width, height=height, format=self._format)
             self.frames_read += 1
-            yield Timed(read_planes(frame), pts, frame.duration or 0)
+            planes = read_planes(frame)
+            if self._window is not None:
+                planes = self._window.cut(planes, self.info.layout)
+            yield Timed(planes, pts, frame.duration or 0)
             frame = next(self._decoded, None)
         self._say_what_is_wrong(timeline)
 
