@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
         "--changed-only",
         action="store_true",
         help="compute only the tiles that differ from the frame before, with the same result: "
-        "quicker where the camera stands still, slower where it moves",
+        "quicker for a still camera with a clean picture, slower with movement or noise",
     )
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     up.add_argument(
