@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ import torch  # noqa: E402
 from av.error import FFmpegError  # noqa: E402
 
 import vsr  # noqa: E402
-from benchmarks.quality import environment, write_atomically  # noqa: E402
+from benchmarks.report import environment, write_atomically  # noqa: E402
 from engines.errors import VSRError  # noqa: E402
 from engines.networks import build_network  # noqa: E402
 from engines.weights import save_weights  # noqa: E402
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         for clip in clips:
             table[clip.name] = compare_clip(clip, weights, Path(folder))
             print(describe(clip.name, table[clip.name]), flush=True)
-    card = environment() | {"av": version("av")}
+    card = environment("numpy", "av")
     document = {"environment": card, "clips": table, "unexplained": unexplained(table)}
     write_atomically(options.json, json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))

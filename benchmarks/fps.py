@@ -27,7 +27,6 @@ document with all of it, which goes to `--json` too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -52,9 +51,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.report import environment, macs_per_lr_pixel, write_atomically  # noqa: E402
+from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, create_engine, load_model  # noqa: E402
-from engines.errors import BackendUnavailable, VSRError  # noqa: E402
+from engines.errors import BackendUnavailable  # noqa: E402
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
 from vsr.memory import peak_bytes  # noqa: E402
 from vsr.pipeline import (  # noqa: E402
@@ -99,19 +98,16 @@ class Protocol:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
     options = parse_arguments(argv)
-    try:
+
+    def run() -> dict[str, Any]:
         if options.plot is not None:
             check_plotting(options.plot)
         document = measure(options.clip, protocol_of(options))
-        if options.json is not None:
-            write_atomically(options.json, json.dumps(document, indent=2) + "\n")
         if options.plot is not None:
             plot(document, options.plot)
-    except (VSRError, OSError, ValueError) as error:
-        print(f"fps: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(document, separators=(",", ":")))
-    return 0
+        return document
+
+    return publish("fps", run, options.json)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -28,7 +28,6 @@ The same goes to `--json` (default: benchmarks/results/quality.json).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -44,8 +43,8 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.compressed import score_clips  # noqa: E402
 from benchmarks.figure import draw_figure  # noqa: E402
-from benchmarks.report import environment, macs_per_lr_pixel, write_atomically  # noqa: E402
-from engines.errors import VSRError, WeightsError  # noqa: E402
+from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
+from engines.errors import WeightsError  # noqa: E402
 from engines.networks import count_parameters  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.data import find_photos, to_frame  # noqa: E402
@@ -76,16 +75,7 @@ PAPER = {
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
     options = parse_arguments(argv)
-    try:
-        sets = find_sets(options.eval)
-        systems = find_systems(options.weights)
-        document = run(options, sets, systems)
-        write_atomically(options.json, json.dumps(document, indent=2) + "\n")
-    except (VSRError, OSError, ValueError) as error:
-        print(f"quality: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(document, separators=(",", ":")))
-    return 0
+    return publish("quality", lambda: run(options), options.json)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -139,8 +129,10 @@ def find_systems(files: list[Path]) -> dict[str, Model]:
     return systems
 
 
-def run(options: argparse.Namespace, sets: list[Path], systems: dict[str, Model]) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Score bicubic and the systems, print the tables row by row, return the whole document."""
+    sets = find_sets(options.eval)
+    systems = find_systems(options.weights)
     card = environment("numpy", "pillow", "scikit-image")
     for name, value in card.items():
         print(f"{name:<13} {value}")

@@ -1,16 +1,42 @@
-"""What the documents of all benchmarks have in common: the environment card, MACs, safe writing."""
+"""What all benchmarks have in common: how they end, the environment card, MACs, safe writing."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from engines.errors import VSRError
 from train.srgan import describe_commit
+
+
+def publish(name: str, measure: Callable[[], dict[str, Any]], path: Path | None) -> int:
+    """Measure, write the document to a file and as the last line of stdout; return the exit code.
+
+    What cannot be measured is one line on stderr, and 1.
+
+    Args:
+        name: of the benchmark.
+        measure: makes the document.
+        path: None writes no file.
+    """
+    try:
+        document = measure()
+        if path is not None:
+            write_atomically(path, json.dumps(document, indent=2) + "\n")
+    except (VSRError, OSError, ValueError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, separators=(",", ":")))
+    return 0
 
 
 def environment(*packages: str) -> dict[str, str]:

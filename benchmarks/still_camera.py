@@ -15,7 +15,6 @@ line of stdout is one JSON document, which goes to `--json` too.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -30,8 +29,7 @@ import torch  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 import vsr  # noqa: E402
-from benchmarks.report import environment, write_atomically  # noqa: E402
-from engines.errors import VSRError  # noqa: E402
+from benchmarks.report import environment, publish  # noqa: E402
 
 SIZE = (270, 480)
 RATE = 15  # frames a second
@@ -49,23 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--smoke", action="store_true", help="all of it in seconds, for tests")
     options = p.parse_args(argv)
-    try:
-        if options.frames < 4:
-            raise ValueError(f"frames must be at least 4, got {options.frames}")
-        size = (64, 96) if options.smoke else SIZE
-        frames = 8 if options.smoke else options.frames
-        document = measure(size, frames, options.threads)
-        if options.json is not None:
-            write_atomically(options.json, json.dumps(document, indent=2) + "\n")
-    except (VSRError, OSError, ValueError) as error:
-        print(f"still_camera: error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(document, separators=(",", ":")))
-    return 0
+    size = (64, 96) if options.smoke else SIZE
+    frames = 8 if options.smoke else options.frames
+    return publish("still_camera", lambda: measure(size, frames, options.threads), options.json)
 
 
 def measure(size: tuple[int, int], frames: int, threads: int) -> dict[str, Any]:
     """Measure each clip, print the table, return the whole document."""
+    if frames < 4:
+        raise ValueError(f"frames must be at least 4, got {frames}")
     torch.set_num_threads(threads)
     card = environment("av", "openvino")
     for name, value in card.items():

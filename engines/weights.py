@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from engines.errors import WeightsError
@@ -84,14 +83,7 @@ class Model:
     """share of the texture end, 0 to 1"""
 
 
-def save_weights(
-    path: Path,
-    net: Network,
-    *,
-    network: str,
-    training: dict[str, Any],
-    dtype: torch.dtype = torch.float32,
-) -> None:
+def save_weights(path: Path, net: Network, *, network: str, training: dict[str, Any]) -> None:
     """Write a deploy form; a crash leaves either the old file or the new one.
 
     Args:
@@ -99,7 +91,6 @@ def save_weights(
         net: a network in deploy form (see `engines.networks.fold`).
         network: its key in `NETWORKS`.
         training: JSON-able account of how it came about.
-        dtype: float32, or float16 for half the size; loading gives float32 again.
 
     Raises:
         ValueError: the network is in training form.
@@ -114,10 +105,7 @@ def save_weights(
         "colour": COLOUR,
         "training": json.dumps(training, sort_keys=True),
     }
-    tensors = {
-        name: value.detach().to("cpu", dtype).contiguous()
-        for name, value in net.state_dict().items()
-    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.torch.save(tensors, metadata))
     os.replace(partial, path)

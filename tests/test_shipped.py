@@ -22,7 +22,7 @@ ENDS = [
 
 @pytest.mark.parametrize(("name", "texture"), ENDS)
 def test_a_built_in_model_has_a_card_and_an_account_of_its_training(name, texture):
-    card = (ROOT / "engines" / "weights" / f"{name}.md").read_text()
+    card = " ".join((ROOT / "engines" / "weights" / f"{name}.md").read_text().split())
     training = load_model(name, texture=texture).training
     assert {"commands", "data", "steps", "commit", "config", "scores"} <= training.keys()
     assert f"{training['steps']:,} steps" in card
@@ -55,3 +55,14 @@ def test_the_published_quality_is_that_of_the_shipped_weights():
         for score in row["scores"].values():
             cell = f"{score['psnr_y']:.2f} / {score['lpips']:.3f} / {score['flicker']:.2f}"
             assert cell in readme
+
+
+def test_the_published_speed_is_that_of_the_results():
+    document = json.loads((ROOT / "benchmarks" / "results" / "fps.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    for row in document["rows"]:
+        ends = row["end_to_end"]
+        figures = (row["stages"]["engine"], ends["null sink"], ends["encoder"])
+        cells = [row["backend"], *(f"{figure['fps']:.2f}" for figure in figures)]
+        cells.append(f"{row['roofline']['share_reached']:.0%}".replace("%", " %"))
+        assert f"| {' | '.join(cells)} |" in readme

@@ -287,6 +287,23 @@ def test_a_run_starts_from_a_weights_file(tmp_path, photos, norm):
         torch.testing.assert_close(value, net.state_dict()[name], rtol=0, atol=1e-6)
 
 
+def test_a_resumed_run_remembers_where_it_began(tmp_path, photos):
+    net = build_network("srgan-lite", {"channels": 8, "blocks": 1}, deployed=True)
+    start = tmp_path / "start.safetensors"
+    save_weights(start, net, network="srgan-lite", training={"steps": 7})
+    stop_after(2, TINY, RunPaths(data=photos, out=tmp_path / "out", start=start))
+    paths = RunPaths(data=photos, out=tmp_path / "out")
+    train(TINY, paths, resume=True)
+    assert load_model(paths.weights).training["start"]["training"] == {"steps": 7}
+
+
+def test_half_precision_learns_too(tmp_path, photos):
+    losses = train(replace(TINY, amp=True), RunPaths(data=photos, out=tmp_path / "half"))
+    exact = train(TINY, RunPaths(data=photos, out=tmp_path / "exact"))
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=0.05)  # bfloat16 has 8 bits
+
+
 def test_weights_of_another_network_are_no_start(tmp_path, photos):
     net = build_network("srcnn", {"channels": 8}, deployed=True)
     save_weights(tmp_path / "start.safetensors", net, network="srcnn", training={})

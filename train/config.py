@@ -110,16 +110,6 @@ class TrainConfig:
         return self.learning_rate * warmup * min(1.0, left)
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "network": tuple(NETWORKS),
-    "norm": get_args(NormName),
-    "loss": get_args(LossName),
-    "optimizer": get_args(OptimizerName),
-    "content": get_args(ContentName),
-    "discriminator": tuple(DISCRIMINATORS),
-    "degradation": get_args(DegradationName),
-}
-
 # the systems of the paper's tables 1 and 2, as fields that differ from the defaults
 SYSTEMS: dict[str, dict[str, Any]] = {
     "srcnn": {"network": "srcnn", "gan_steps": 0},
@@ -131,8 +121,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 # the same training fitted to the hardware at hand; `--system` and single flags go over it
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {"recipe": "paper"},
     "gpu-20min": {
+        "recipe": "gpu-20min",
         "norm": "none",
         "steps": 30_000,
         "loss": "l1",
@@ -152,6 +143,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "compile": True,
     },
     "cpu": {
+        "recipe": "cpu",
         "network": "srgan-lite",
         "steps": 60_000,
         "loss": "l1",
@@ -172,6 +164,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.999,
     },
 }
-for _name, _fields in RECIPES.items():
-    _fields["recipe"] = _name
-CHOICES["recipe"] = tuple(RECIPES)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "network": tuple(NETWORKS),
+    "norm": get_args(NormName),
+    "loss": get_args(LossName),
+    "optimizer": get_args(OptimizerName),
+    "content": get_args(ContentName),
+    "discriminator": tuple(DISCRIMINATORS),
+    "degradation": get_args(DegradationName),
+    "recipe": tuple(RECIPES),
+}

@@ -291,12 +291,14 @@ def train(
     paths.out.mkdir(parents=True, exist_ok=True)
     commit = describe_commit()
     step, seconds_before = 0, 0.0
+    began_from = model and {"sha256": model.sha256, "training": model.training}
     commands = [command]  # the one that began the run, and each that resumed it
     optimizers: list[torch.optim.Optimizer] = []
     if resume:
         state = load_checkpoint(paths.checkpoint)
         step, seconds_before = state["step"], state["seconds"]
         commands = [*state["commands"], command]
+        began_from = state["start"]
         optimizers = make_optimizers(config, net, gan=step > config.steps)
         try:
             net.load_state_dict(state["net"])
@@ -321,8 +323,8 @@ def train(
     losses: list[float] = []
     means = Means()
     start, began = step, time.monotonic()
-    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size))
     report = Report(paths.out, tensorboard=tensorboard) if world.is_first else None
+    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size))
 
     def save() -> None:
         if not world.is_first:
@@ -341,6 +343,7 @@ def train(
                 "seconds": seconds_before + time.monotonic() - began,
                 "config": asdict(config),
                 "commands": commands,
+                "start": began_from,
                 "torch": str(torch.__version__),
             },
         )
@@ -358,7 +361,7 @@ def train(
             "steps": step,
             "commit": commit,
             "config": asdict(config),
-            "start": model and {"sha256": model.sha256, "training": model.training},
+            "start": began_from,
             "features": adversary and adversary.content and adversary.content.source,
             "scores": {name: asdict(result) for name, result in scores.items()},
         }
@@ -411,10 +414,8 @@ def train(
                 means.add({"loss": losses[-1], **told})
                 bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
                 bar.update()
-                if step < config.total_steps and step in (
-                    config.steps,
-                    *every(evaluate_every, step),
-                ):
+                is_due = step == config.steps or step % evaluate_every == 0
+                if is_due and step < config.total_steps:
                     publish()
                 if step % pace.save == 0:
                     save()
@@ -427,11 +428,6 @@ def train(
                 report.close()
             world.leave()
     return losses
-
-
-def every(period: int, step: int) -> tuple[int, ...]:
-    """Return (step,) at each multiple of the period, else nothing."""
-    return (step,) if step % period == 0 else ()
 
 
 def make_generator(config: TrainConfig, start: Model | None) -> Network:
