@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from engines import create_engine, load_model  # noqa: E402
 from train.metrics import to_picture  # noqa: E402
+from vsr.config import DEFAULT_MODEL  # noqa: E402
 from vsr.convert import to_rgb  # noqa: E402
-from vsr.pipeline import DEFAULT_MODEL  # noqa: E402
 from vsr.video import Reader  # noqa: E402
 
 BAND = 26  # height of the captions, pixels

@@ -54,19 +54,11 @@ from torch import Tensor  # noqa: E402
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
+from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
 from vsr.memory import peak_bytes  # noqa: E402
-from vsr.pipeline import (  # noqa: E402
-    DEFAULT_MODEL,
-    MOST_THREADS,
-    Progress,
-    UpscaleConfig,
-    chained,
-    run,
-    to_plane_frames,
-    to_rgb_frames,
-    upscaled,
-)
+from vsr.pipeline import run  # noqa: E402
+from vsr.stages import chained, to_plane_frames, to_rgb_frames, upscaled  # noqa: E402
 from vsr.video import Reader, Timed  # noqa: E402
 
 STAGES = ("decode", "convert", "engine", "convert back", "encode")

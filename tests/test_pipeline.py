@@ -18,10 +18,14 @@ from conftest import write_clip
 from media import probe
 
 import vsr
+from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
-from vsr import pipeline
+from vsr import stages
+from vsr.config import UpscaleConfig
+from vsr.output import default_output
 from vsr.pixels import read_layout
 from vsr.segments import SegmentedWriter
+from vsr.video import Reader
 
 # PyTorch starts quicker than OpenVINO compiles; that all engines agree is tested elsewhere
 upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast")
@@ -242,12 +246,12 @@ def test_arguments_out_of_range_are_refused(arguments, message, plain_clip):
     ],
 )
 def test_the_default_name_lies_beside_the_source(source, arguments, name, plain_clip):
-    with pipeline.Reader(plain_clip) as reader:
+    with Reader(plain_clip) as reader:
         info = reader.info
-    config = pipeline.UpscaleConfig(source=Path("folder") / source, **arguments)
-    assert pipeline.default_output(config, info, 4) == Path("folder") / name
+    config = UpscaleConfig(source=Path("folder") / source, **arguments)
+    assert default_output(config, info, 4) == Path("folder") / name
     still = replace(info, is_still=True)
-    assert pipeline.default_output(config, still, 4).suffix == ".png"
+    assert default_output(config, still, 4).suffix == ".png"
 
 
 # --- failures leave nothing -----------------------------------------------------------------------
@@ -289,11 +293,11 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
 
     progress = failing if stage == "progress" else None
     if stage == "engine":
-        monkeypatch.setattr("engines.base.Engine.__call__", wrapped(vsr.pipeline.Engine.__call__))
+        monkeypatch.setattr("engines.base.Engine.__call__", wrapped(Engine.__call__))
     elif stage == "write":
         monkeypatch.setattr(SegmentedWriter, "write", wrapped(SegmentedWriter.write))
     elif stage != "progress":
-        monkeypatch.setattr(pipeline, stage, wrapped(getattr(pipeline, stage)))
+        monkeypatch.setattr(stages, stage, wrapped(getattr(stages, stage)))
     with pytest.raises(RuntimeError, match="stage broke"):
         upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=progress)
     assert not list(tmp_path.iterdir())
@@ -302,14 +306,14 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
 
 
 def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):
-    original = pipeline.upscaled
+    original = stages.upscaled
 
     def forgetful(frames, engine):
         for index, frame in enumerate(original(frames, engine)):
             if index != 4:
                 yield frame
 
-    monkeypatch.setattr(pipeline, "upscaled", forgetful)
+    monkeypatch.setattr(stages, "upscaled", forgetful)
     with pytest.raises(MediaError, match="10 frames were decoded but 9 written"):
         upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights)
     assert not list(tmp_path.iterdir())

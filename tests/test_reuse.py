@@ -13,7 +13,7 @@ import torch
 import vsr
 from engines import BACKENDS, create_engine, load_model
 from engines.tiles import TiledEngine
-from vsr import pipeline
+from vsr import pipeline, stages
 from vsr.convert import PlaneLayout
 from vsr.pixels import read_planes
 from vsr.video import Timed
@@ -63,7 +63,7 @@ def calls(monkeypatch):
     counted = dict.fromkeys(("to_rgb", "from_rgb"), 0)
 
     def wrap(name):
-        original = getattr(pipeline, name)
+        original = getattr(stages, name)
 
         def call(*arguments):
             counted[name] += 1
@@ -72,7 +72,7 @@ def calls(monkeypatch):
         return call
 
     for name in counted:
-        monkeypatch.setattr(pipeline, name, wrap(name))
+        monkeypatch.setattr(stages, name, wrap(name))
     return counted
 
 
@@ -84,7 +84,7 @@ def test_a_repeated_frame_is_not_computed_again(
     result = upscale(source, tmp_path / "reused.mkv", model=tiny_weights)
     assert (result.frames, result.reused) == (12, 5)
     assert calls == {"to_rgb": 7, "from_rgb": 7}
-    monkeypatch.setattr(pipeline, "without_repeats", lambda frames: frames)
+    monkeypatch.setattr(stages, "without_repeats", lambda frames: frames)
     result = upscale(source, tmp_path / "full.mkv", model=tiny_weights)
     assert (result.frames, result.reused) == (12, 0)
     assert_same_frames(tmp_path / "reused.mkv", tmp_path / "full.mkv")
@@ -98,7 +98,7 @@ def test_one_sample_of_difference_in_any_plane_is_no_repetition(plane, tiny_weig
     frames = [Timed(value, index, 1) for index, value in enumerate((first, second, second))]
     engine = create_engine(load_model(tiny_weights), backend="pytorch")
     with ExitStack() as stack:
-        chain = pipeline.chained(iter(frames), LAYOUT, engine, LAYOUT, (12, 16), stack)
+        chain = stages.chained(iter(frames), LAYOUT, engine, LAYOUT, (12, 16), stack)
         results = [frame.value for frame in chain]
     assert results[1] is not results[0]
     assert results[2] is results[1]

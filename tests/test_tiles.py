@@ -12,6 +12,7 @@ from engines.networks import build_network
 from engines.pytorch import PyTorchEngine
 from engines.tiles import TiledEngine, bytes_per_pixel, receptive_radius, tiles
 from vsr import memory, pipeline
+from vsr.config import UpscaleConfig
 
 # float32 sums in another order
 TOLERANCE = 1e-5
@@ -101,7 +102,7 @@ def test_a_tile_too_small_is_refused(tiny_weights):
     with pytest.raises(ValueError, match="a tile must be at least 16 pixels, got 15"):
         TiledEngine(engine, 15)
     with pytest.raises(ValueError, match="tile must be at least 16, got 8"):
-        pipeline.UpscaleConfig(source="in.mp4", tile=8)
+        UpscaleConfig(source="in.mp4", tile=8)
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -140,16 +140,18 @@ def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) 
     discriminator: nn.Module = DISCRIMINATORS[config.discriminator](
         config.crop, channels=config.discriminator_channels, spectral_norm=config.spectral_norm
     )
-    discriminator = placed(discriminator, world)
+    discriminator = placed(discriminator, world, config)
     optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.999))
     return Adversary(discriminator, optimizer, content, lpips)
 
 
-def placed(net: nn.Module, world: World) -> nn.Module:
+def placed(net: nn.Module, world: World, config: TrainConfig) -> nn.Module:
     """Put a network on this process's device, with the memory layout that is fastest there."""
-    if world.size > 1 and world.device.type == "cuda":
+    on_gpu = world.device.type == "cuda"
+    if world.size > 1 and on_gpu:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-    layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
+    # bfloat16 on a CPU means its matrix unit, which wants the channels together as a GPU does
+    layout = torch.channels_last if on_gpu or config.amp else torch.contiguous_format
     return net.to(world.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -283,7 +285,7 @@ def train(
     torch.manual_seed(config.seed)
     files = find_feature_files(paths.features)
     model = load_model(paths.start) if paths.start else None
-    net = placed(make_generator(config, model), world)
+    net = placed(make_generator(config, model), world, config)
     average = copy.deepcopy(net)
     adversary = make_adversary(config, files, world) if config.gan_steps else None
     measure = find_lpips(files, world) if paths.eval else None

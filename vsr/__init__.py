@@ -14,7 +14,8 @@ from vsr.version import __version__
 
 if TYPE_CHECKING:
     from engines.errors import VSRError
-    from vsr.pipeline import Progress, Result, upscale
+    from vsr.config import Progress, Result
+    from vsr.pipeline import upscale
     from vsr.region import Crop, Zoom
 
 __all__ = ["Crop", "Progress", "Result", "VSRError", "Zoom", "__version__", "upscale"]
@@ -30,8 +31,12 @@ def __getattr__(name: str) -> Any:
         from vsr import region
 
         return getattr(region, name)
-    if name in __all__:
-        from vsr import pipeline
+    if name in ("Progress", "Result"):
+        from vsr import config
 
-        return getattr(pipeline, name)
+        return getattr(config, name)
+    if name == "upscale":
+        from vsr.pipeline import upscale
+
+        return upscale
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

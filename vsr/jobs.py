@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from engines.errors import BackendUnavailable, MediaError, WeightsError
-from vsr.pipeline import OutputExists, Result, UpscaleConfig, default_suffix
+from vsr.config import Result, UpscaleConfig
+from vsr.output import OutputExists, default_suffix
 from vsr.video import reason
 
 STILL_SUFFIXES = frozenset(

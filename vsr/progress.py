@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vsr.pipeline import Progress
+    from vsr.config import Progress
 
 _EVERY_SECONDS = 0.5
 

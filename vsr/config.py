@@ -1,0 +1,108 @@
+"""What is asked for and what came of it: the records of one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+from engines import Backend
+from engines.tiles import SMALLEST_TILE
+from vsr.region import Crop, Zoom
+
+MOST_THREADS = 256
+DEFAULT_MODEL = "srgan-lite"
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleConfig:
+    """Everything that shapes one job."""
+
+    source: Path
+    output: Path | None = None
+    """None: beside the source, with the factor in its name; a folder: in it, of the same name"""
+    model: str | Path = DEFAULT_MODEL
+    """a built-in model's name, or a weights file"""
+    texture: float | None = None
+    """share of the model's texture end, 0 to 1; None: the model's default"""
+    backend: Backend = "auto"
+    scale: float | None = None
+    """None: the model's own factor"""
+    size: tuple[int, int] | None = None
+    """(height, width) of the output, instead of `scale`"""
+    encoder: str = "libx264"
+    crf: float | None = None
+    preset: str | None = None
+    region: Crop | Zoom | None = None
+    """None: the whole picture"""
+    deinterlace: bool | None = None
+    """None: refuse a clip of fields; False: take them for whole frames"""
+    threads: int | None = None
+    tile: int | None = None
+    """side of the parts that a frame is computed in, in pixels of the input; None: the whole frame
+    where memory allows it"""
+    changed_only: bool = False
+    """compute only the tiles that differ from those of the frame before"""
+    overwrite: bool = False
+    resume: bool = True
+    """False: drop what an interrupted run left"""
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.size is not None:
+            raise ValueError("give scale or size, not both")
+        if self.scale is not None and not 0 < self.scale < inf:
+            raise ValueError(f"scale must be above 0 and finite, got {self.scale:g}")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
+        if self.texture is not None and not 0 <= self.texture <= 1:
+            raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
+        if self.crf is not None and not 0 <= self.crf < inf:
+            raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is."""
+
+    frames: int
+    """frames written"""
+    total: int | None
+    """frames in the clip, as its container says or suggests; None when it does not"""
+    resumed: int = 0
+    """frames among them that an interrupted run had written"""
+    segment: int = 0
+    """number of the segment that the last frame is in"""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job did."""
+
+    input: Path
+    output: Path
+    frames: int
+    input_size: tuple[int, int]
+    """(height, width)"""
+    output_size: tuple[int, int]
+    """(height, width)"""
+    seconds: float
+    """from the first frame to the finished file; loading the model is not in it"""
+    model: str
+    texture: float
+    """share of invented texture that the model was asked for, 0 to 1"""
+    backend: str
+    peak_bytes: int
+    """most memory the process ever held; 0 where the system does not tell"""
+    resumed: int = 0
+    """frames taken over from an interrupted run"""
+    reused: int = 0
+    """frames equal to the one before them, to the bit, and therefore not computed again"""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, end to end; those taken over do not count."""
+        return (self.frames - self.resumed) / self.seconds if self.seconds else 0.0

@@ -1,0 +1,101 @@
+"""The output of a job: its size, its shape, its name, and whether it may have it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+from engines.errors import MediaError, UnsupportedShape
+from vsr.config import UpscaleConfig
+from vsr.journal import awaits_removal
+from vsr.video import ClipInfo, reason
+
+# input suffixes whose container the output keeps; any other clip becomes .mp4
+_KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
+
+
+class OutputExists(MediaError):
+    """The output is there already, and is not to be replaced."""
+
+
+def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int, int]:
+    """Work out (height, width) of the output.
+
+    Raises:
+        UnsupportedShape: larger than the model's factor reaches.
+    """
+    height, width = info.size
+    if config.size is not None:
+        size = config.size
+    else:
+        factor = config.scale or scale
+        even = 1 if info.is_still or factor == scale else 2  # encoders take 4:2:0 in even sizes
+        size = (
+            max(1, round(height * factor / even)) * even,
+            max(1, round(width * factor / even)) * even,
+        )
+    if size[0] > height * scale or size[1] > width * scale:
+        raise UnsupportedShape(
+            f"{size[1]}x{size[0]} is more than {scale} times {width}x{height}, "
+            "which is as far as the model goes"
+        )
+    return size
+
+
+def kept_aspect_ratio(config: UpscaleConfig, info: ClipInfo, size: tuple[int, int]) -> Fraction:
+    """Return the sample aspect ratio with which the output is displayed in the input's shape.
+
+    It is the input's own for a `scale`, and for a `size` that is the input's shape rounded to the
+    nearest even number.
+    """
+    if config.size is None:
+        return info.sample_aspect_ratio
+    height, width = info.size
+    even = 1 if info.is_still else 2
+    if (
+        size[0] == round(Fraction(height * size[1], width * even)) * even
+        or size[1] == round(Fraction(width * size[0], height * even)) * even
+    ):
+        return info.sample_aspect_ratio
+    ratio = info.sample_aspect_ratio * Fraction(width * size[0], height * size[1])
+    return ratio.limit_denominator(1 << 15)
+
+
+def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
+    """Name the output: `clip_x4.mp4`, beside the source or in the folder that is asked for."""
+    source = config.source
+    folder = config.output or source.parent
+    if config.size is not None:
+        mark = f"{config.size[1]}x{config.size[0]}"
+    else:
+        mark = f"x{config.scale or scale:g}"
+    if config.region is not None:
+        mark = f"{type(config.region).__name__.lower()}{config.region}_{mark}"
+    suffix = ".png" if info.is_still else default_suffix(source)
+    return folder / f"{source.stem}_{mark}{suffix}"
+
+
+def default_suffix(source: Path) -> str:
+    """Choose the container of a clip's output."""
+    return _KEPT_SUFFIXES.get(source.suffix.lower(), ".mp4")
+
+
+def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the output can have its name.
+
+    Raises:
+        OutputExists: it may not be replaced.
+        MediaError: its folder is missing, or it is a folder or the source.
+    """
+    try:
+        if output.is_dir():
+            raise MediaError(f"{output} is a folder, expected the name of a file")
+        if not output.parent.is_dir():
+            raise MediaError(f"the folder of the output, {output.parent}, does not exist")
+        if output.exists():
+            if source.exists() and output.samefile(source):
+                raise MediaError(f"{output} is the input itself")
+            if not overwrite and not awaits_removal(output):
+                raise OutputExists(f"{output} exists: --overwrite replaces it")
+    except OSError as error:
+        raise MediaError(f"cannot write {output}: {reason(error)}") from error
