@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Literal, get_args
 
-from engines.base import Engine
+from engines.base import Engine, Precision, choose_precision
 from engines.errors import (
     BackendUnavailable,
     EngineBuildError,
@@ -26,9 +26,12 @@ __all__ = [
     "EngineBuildError",
     "MediaError",
     "Model",
+    "Precision",
     "UnsupportedShape",
     "VSRError",
     "WeightsError",
+    "check_precision",
+    "choose_precision",
     "create_engine",
     "load_model",
 ]
@@ -47,38 +50,60 @@ BACKENDS: dict[str, tuple[str, str]] = {
 _NOT_AUTOMATIC = {"tensorrt"}
 
 
-def create_engine(model: Model, *, backend: Backend = "auto", threads: int | None = None) -> Engine:
+def create_engine(
+    model: Model,
+    *,
+    backend: Backend = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+) -> Engine:
     """Put a model on a back end.
 
     Args:
         model: see `load_model`.
         backend: a key of `BACKENDS`, which is used or raises; or "auto", the fastest that is there
-            (PyTorch where it finds an NVIDIA GPU, else OpenVINO, else PyTorch on the CPU).
+            (PyTorch where it finds an NVIDIA GPU, else OpenVINO, else PyTorch on the CPU) and has
+            the precision.
+        precision: what to compute in, which is used or raises; or "auto", the back end's choice.
         threads: CPU threads for the inference; None leaves it to the back end.
 
     Raises:
-        BackendUnavailable: the named back end is not there.
+        BackendUnavailable: the named back end is not there, or has not that precision.
         EngineBuildError: the back end cannot compile the network.
-        ValueError: the back end's name is unknown.
+        ValueError: the name of the back end or of the precision is unknown.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    check_precision(precision)
     if backend != "auto":
-        return _create(backend, model, threads)
+        return _create(backend, model, precision, threads)
+    passed_over = []
     for name in _fastest_first():
         try:
-            engine = _create(name, model, threads)
+            engine = _create(name, model, precision, threads)
         except BackendUnavailable as error:
             log.warning("backend auto passes over %s: %s", name, error)
+            passed_over.append(str(error))
         else:
             log.info("backend auto: %s", engine.description)
             return engine
-    raise BackendUnavailable(f"none of the back ends {', '.join(BACKENDS)} is there")
+    raise BackendUnavailable(f"no back end serves: {'; '.join(passed_over)}")
 
 
-def _create(name: str, model: Model, threads: int | None) -> Engine:
+def check_precision(name: str) -> None:
+    """Refuse the name of a precision that no back end could have.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if name not in get_args(Precision):
+        raise ValueError(f"unknown precision {name!r}; known: {', '.join(get_args(Precision))}")
+
+
+def _create(name: str, model: Model, precision: Precision, threads: int | None) -> Engine:
     module, kind = BACKENDS[name]
-    engine: Engine = getattr(importlib.import_module(module), kind)(model, threads=threads)
+    made = getattr(importlib.import_module(module), kind)
+    engine: Engine = made(model, precision=precision, threads=threads)
     return engine
 
 

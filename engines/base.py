@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from engines.errors import UnsupportedShape
+from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.weights import Model
+
+Precision = Literal["auto", "fp32", "fp16", "int8"]
 
 
 class Engine(ABC):
@@ -32,17 +36,28 @@ class Engine(ABC):
 
     backend: str
     """name in `engines.BACKENDS`"""
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    """what the back end can compute in; the first is what "auto" takes"""
 
-    def __init__(self, model: Model, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision = "fp32",
+    ) -> None:
         self.model = model
         self.scale = model.scale
         self.device = device
         self.dtype = dtype
+        self.precision = precision
+        """what it computes in, never "auto"; frames are of `dtype` all the same"""
 
     @property
     def description(self) -> str:
-        """What runs where, for people: "openvino fp32 on CPU"."""
-        return f"{self.backend} {str(self.dtype).removeprefix('torch.')} on {self.device}"
+        """What runs where, for people: "openvino fp32 on cpu"."""
+        return f"{self.backend} {self.precision} on {self.device}"
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Upscale frames (the contract is in the class's docstring)."""
@@ -67,3 +82,25 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, frames: Tensor) -> Tensor:
         """Run the network on checked frames; the result is fresh and may leave [0, 1]."""
+
+
+def choose_precision(
+    backend: str, wanted: Precision, offered: Sequence[Precision], *, here: str = ""
+) -> Precision:
+    """Return the precision to compute in: the one that is wanted, or for "auto" the first.
+
+    Args:
+        backend: its name, for the message.
+        wanted: "auto", or one that is used or raises.
+        offered: by the back end on this machine, never empty.
+        here: what of this machine limits the offer, for the message.
+
+    Raises:
+        BackendUnavailable: the back end does not offer it.
+    """
+    if wanted == "auto":
+        return offered[0]
+    if wanted not in offered:
+        has = " and ".join(offered)
+        raise BackendUnavailable(f"backend {backend!r} computes in {has}{here}, not in {wanted}")
+    return wanted

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.base import Engine
+from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
 from engines.weights import Model
 
@@ -20,17 +20,22 @@ class OpenVINOEngine(Engine):
 
     Args:
         model: the weights.
+        precision: "auto" or "fp32".
         threads: threads of the inference; None leaves the choice to OpenVINO.
 
     Raises:
-        BackendUnavailable: openvino is not installed or has no CPU plugin here.
+        BackendUnavailable: openvino is not installed or has no CPU plugin here, or has not that
+            precision.
         EngineBuildError: OpenVINO cannot convert or compile the network.
     """
 
     backend = "openvino"
 
-    def __init__(self, model: Model, *, threads: int | None = None) -> None:
-        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32)
+    def __init__(
+        self, model: Model, *, precision: Precision = "auto", threads: int | None = None
+    ) -> None:
+        chosen = choose_precision(self.backend, precision, self.precisions)
+        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         try:
             import openvino
             from openvino.frontend import FrontEndManager

@@ -75,7 +75,9 @@ class TiledEngine(Engine):
     """
 
     def __init__(self, engine: Engine, side: int) -> None:
-        super().__init__(engine.model, device=engine.device, dtype=engine.dtype)
+        super().__init__(
+            engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
+        )
         if side < SMALLEST_TILE:
             raise ValueError(f"a tile must be at least {SMALLEST_TILE} pixels, got {side}")
         self.backend = engine.backend

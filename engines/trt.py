@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engines.algebra import Rewrites, rewrite
-from engines.base import Engine
+from engines.base import Engine, Precision, choose_precision
 from engines.cache import EngineCache, EngineKey, Shape
 from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.export import INPUT, OUTPUT, export_onnx
@@ -215,34 +215,38 @@ class TensorRTEngine(Engine):
 
     Args:
         model: the weights.
+        precision: "auto" or "fp16".
         threads: unused; the work is the GPU's.
         options: of the build; None: the library's defaults.
         rewrites: see `engines.algebra`; None: the default ones.
         cache: None: the user's.
 
     Raises:
-        BackendUnavailable: TensorRT or a GPU is missing.
+        BackendUnavailable: TensorRT or a GPU is missing, or it has not that precision.
     """
 
     backend = "tensorrt"
+    precisions = ("fp16",)
 
     def __init__(
         self,
         model: Model,
         *,
+        precision: Precision = "auto",
         threads: int | None = None,
         options: BuildOptions | None = None,
         rewrites: Rewrites | None = None,
         cache: EngineCache | None = None,
     ) -> None:
         del threads
+        chosen = choose_precision(self.backend, precision, self.precisions)
         self._compiler = Compiler(model, options=options, rewrites=rewrites, cache=cache)
         if not torch.cuda.is_available():
             raise BackendUnavailable(
                 "backend 'tensorrt' needs an NVIDIA GPU and a CUDA build of PyTorch (found "
                 f"torch {torch.__version__}, no CUDA device)"
             )
-        super().__init__(model, device=_device(), dtype=torch.float16)
+        super().__init__(model, device=_device(), dtype=torch.float16, precision=chosen)
         self._session: Session | None = None
 
     @property

@@ -67,6 +67,7 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "output_size": [100, 76],
         "model": "tiny",
         "texture": 0.0,
+        "precision": "fp32",
         "backend": "pytorch",
         "resumed": 0,
         "reused": 0,

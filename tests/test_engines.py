@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engines import BACKENDS, create_engine, load_model
+from engines.base import choose_precision
 from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.networks import build_network, fold
 from engines.weights import Model
@@ -122,7 +123,7 @@ def test_bad_types_are_refused(engine):
 
 def test_the_description_names_back_end_precision_and_device(engine):
     assert engine.backend in engine.description
-    assert "float" in engine.description
+    assert engine.precision in engine.description
     assert str(engine.device) in engine.description
 
 
@@ -153,6 +154,48 @@ def test_an_unknown_back_end_is_named(model):
         ValueError, match=r"unknown backend 'onnx'; known: auto, openvino, pytorch, tensorrt"
     ):
         create_engine(model, backend="onnx")
+
+
+# --- choosing a precision -------------------------------------------------------------------------
+
+
+def test_auto_takes_the_first_precision_that_is_offered():
+    assert choose_precision("any", "auto", ("int8", "fp32")) == "int8"
+    assert choose_precision("any", "fp32", ("int8", "fp32")) == "fp32"
+
+
+def test_a_precision_that_a_back_end_does_not_have_is_one_clear_line(model):
+    with pytest.raises(
+        BackendUnavailable, match=r"^backend 'tensorrt' computes in fp16, not in int8$"
+    ):
+        create_engine(model, backend="tensorrt", precision="int8")
+    with pytest.raises(
+        BackendUnavailable, match=r"^backend 'a' computes in fp16 and fp32 here, not in int8$"
+    ):
+        choose_precision("a", "int8", ("fp16", "fp32"), here=" here")
+
+
+def test_auto_takes_a_back_end_that_has_the_precision(model, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("engines.ov.OpenVINOEngine.precisions", ("int8",))
+    engine = create_engine(model, precision="fp32")
+    assert (engine.backend, engine.precision) == ("pytorch", "fp32")
+    assert "passes over openvino: backend 'openvino' computes in int8, not in fp32" in caplog.text
+
+
+def test_where_no_back_end_has_the_precision_each_says_why(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for engine in ("engines.ov.OpenVINOEngine", "engines.pytorch.PyTorchEngine"):
+        monkeypatch.setattr(f"{engine}.precisions", ("fp32",))
+    with pytest.raises(
+        BackendUnavailable, match=r"^no back end serves: backend 'openvino' .*; backend 'pytorch' "
+    ):
+        create_engine(model, precision="int8")
+
+
+def test_an_unknown_precision_is_named(model):
+    with pytest.raises(ValueError, match=r"unknown precision 'fp8'; known: auto, fp32, fp16, int8"):
+        create_engine(model, precision="fp8")
 
 
 def test_the_built_in_model_beats_its_input(model):

@@ -18,9 +18,10 @@ from conftest import write_clip
 from media import probe
 
 import vsr
+from engines import create_engine, load_model
 from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
-from vsr import stages
+from vsr import pipeline, stages
 from vsr.config import UpscaleConfig
 from vsr.output import default_output
 from vsr.pixels import read_layout
@@ -303,6 +304,14 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     assert not list(tmp_path.iterdir())
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {"decode", "to-rgb", "engine", "to-planes"}
+
+
+def test_another_precision_is_another_job(plain_clip, tiny_weights):
+    """Frames of two precisions never meet in one output."""
+    model = load_model(tiny_weights)
+    config = UpscaleConfig(source=plain_clip, model=tiny_weights)
+    engine = create_engine(model, backend="pytorch")
+    assert pipeline.job_key(config, model, engine, (76, 100))["precision"] == "fp32"
 
 
 def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):

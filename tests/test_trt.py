@@ -283,7 +283,7 @@ def test_a_full_gpu_is_an_unsupported_shape(library, engine):
 
 
 def test_the_description_names_library_and_version(engine):
-    assert engine.description == "tensorrt float16 on cpu (tensorrt_rtx 1.7)"
+    assert engine.description == "tensorrt fp16 on cpu (tensorrt_rtx 1.7)"
 
 
 # --- without a GPU --------------------------------------------------------------------------------

@@ -75,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="what runs the network; auto takes the fastest that is there (default)",
     )
+    up.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "int8"),
+        default="auto",
+        help="what the network computes in; auto leaves it to the back end (default), and one that "
+        "the back end does not have is an error",
+    )
     target = up.add_mutually_exclusive_group()
     target.add_argument(
         "--scale", type=float, metavar="S", help="factor up to the model's own, e.g. 2 or 1.5"
@@ -188,6 +195,7 @@ def to_config(arguments: argparse.Namespace, source: Path, output: Path | None) 
             model=arguments.weights or arguments.model or DEFAULT_MODEL,
             texture=arguments.texture,
             backend=arguments.backend,
+            precision=arguments.precision,
             scale=arguments.scale,
             size=arguments.size,
             encoder=arguments.encoder,

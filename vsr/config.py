@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from engines import Backend
+from engines import Backend, Precision, check_precision
 from engines.tiles import SMALLEST_TILE
 from vsr.region import Crop, Zoom
 
@@ -26,6 +26,8 @@ class UpscaleConfig:
     texture: float | None = None
     """share of the model's texture end, 0 to 1; None: the model's default"""
     backend: Backend = "auto"
+    precision: Precision = "auto"
+    """what the network computes in; "auto" leaves it to the back end"""
     scale: float | None = None
     """None: the model's own factor"""
     size: tuple[int, int] | None = None
@@ -56,6 +58,7 @@ class UpscaleConfig:
             raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
         if self.texture is not None and not 0 <= self.texture <= 1:
             raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
+        check_precision(self.precision)
         if self.crf is not None and not 0 <= self.crf < inf:
             raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
@@ -95,6 +98,8 @@ class Result:
     texture: float
     """share of invented texture that the model was asked for, 0 to 1"""
     backend: str
+    precision: Precision
+    """what the network computed in"""
     peak_bytes: int
     """most memory the process ever held; 0 where the system does not tell"""
     resumed: int = 0

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines import Backend, Engine, create_engine, load_model
+from engines import Backend, Engine, Precision, create_engine, load_model
 from engines.errors import MediaError
 from engines.tiles import TiledEngine
 from engines.weights import Model
@@ -52,6 +52,7 @@ def upscale(
     model: str | Path = DEFAULT_MODEL,
     texture: float | None = None,
     backend: Backend = "auto",
+    precision: Precision = "auto",
     scale: float | None = None,
     size: tuple[int, int] | None = None,
     encoder: str = "libx264",
@@ -76,6 +77,7 @@ def upscale(
         texture: 0 adds no detail that is not in the input (evidence, medicine), 1 adds all the
             texture that the model has learned; None: the model's default.
         backend: "auto" takes the fastest that is there; a named one is used or raises.
+        precision: what the network computes in; "auto" leaves it to the back end.
         scale: factor from above 0 to the model's own; below it the result is shrunk by antialiased
             bicubic interpolation.
         size: (height, width) instead of `scale`. The picture keeps its shape: where the size has
@@ -110,6 +112,7 @@ def upscale(
         model=model,
         texture=texture,
         backend=backend,
+        precision=precision,
         scale=scale,
         size=size,
         encoder=encoder,
@@ -144,7 +147,9 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
         check_output(config.source, output, overwrite=config.overwrite)
-        engine = create_engine(loaded, backend=config.backend, threads=config.threads)
+        engine = create_engine(
+            loaded, backend=config.backend, precision=config.precision, threads=config.threads
+        )
         if (side := tile_side(config, loaded, reader.info.size)) is not None:
             engine = TiledEngine(engine, side)
         stack.enter_context(closing(engine))
@@ -168,6 +173,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             model=loaded.name,
             texture=loaded.texture,
             backend=engine.backend,
+            precision=engine.precision,
             peak_bytes=peak_bytes(),
             resumed=resumed,
             reused=reused,
@@ -260,6 +266,7 @@ def job_key(
         "source": {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns},
         "model": model.sha256,
         "backend": engine.backend,
+        "precision": engine.precision,
         "output size": size,
         "versions": {
             "vsr": __version__, "torch": torch.__version__, "av": version("av"),
