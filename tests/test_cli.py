@@ -21,6 +21,7 @@ from media import probe
 from PIL import Image, ImageOps
 
 from vsr.cli import main
+from vsr.stages import QUEUE_DEPTH, upscaled
 from vsr.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,32 @@ def test_progress_for_programs_is_json_a_line(tmp_path, tiny_weights, capsys, mo
     assert (lines[0]["fps"], lines[0]["eta_seconds"]) == (None, None)
     assert all(line["fps"] > 0 for line in lines[1:])
     assert lines[-1]["eta_seconds"] == 0
+    stages = ["decode", "to-rgb", "engine", "to-planes", "encode"]
+    for line in lines:
+        assert list(line["stage_shares"]) == stages
+        assert min(line["stage_shares"].values()) > 0
+        assert sum(line["stage_shares"].values()) == pytest.approx(1, abs=1e-3)
+        assert list(line["queue_depths"]) == stages[:-1]
+        assert all(0 <= depth <= QUEUE_DEPTH + 1 for depth in line["queue_depths"].values())
+
+
+def test_a_slow_stage_has_the_larger_share_and_the_queues_before_it_are_full(
+    tmp_path, tiny_weights, capsys, monkeypatch
+):
+    def slow_upscaled(frames, engine):
+        for frame in upscaled(frames, engine):
+            time.sleep(0.03)
+            yield frame
+
+    monkeypatch.setattr("vsr.progress._EVERY_SECONDS", 0)
+    monkeypatch.setattr("vsr.stages.upscaled", slow_upscaled)
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", source, "--weights", tiny_weights, "--progress", "json"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    shares = lines[-1]["stage_shares"]
+    assert shares["engine"] == max(shares.values())
+    assert max(line["queue_depths"]["to-rgb"] for line in lines) == QUEUE_DEPTH
 
 
 def test_progress_for_programs_comes_twice_a_second_at_most(tmp_path, tiny_weights, capsys):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vsr.threads import in_thread
+from vsr.threads import Meter, in_thread
 
 
 def test_items_arrive_in_order_and_from_another_thread():
@@ -88,3 +88,34 @@ def test_a_source_that_never_yields_ends():
 def test_a_depth_below_one_is_refused_at_once():
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         in_thread([1], depth=0, name="maker")
+
+
+# --- meters ---------------------------------------------------------------------------------------
+
+
+def test_a_meter_counts_work_and_no_waiting():
+    def slow(items, seconds):
+        for item in items:
+            time.sleep(seconds)
+            yield item
+
+    busy, quick, taker = Meter(), Meter(), Meter()
+    stage = in_thread(slow(range(10), 0.02), depth=2, name="busy", meter=busy)
+    stage = in_thread(slow(stage, 0), depth=2, name="quick", meter=quick)
+    with taker.working():
+        assert list(stage) == list(range(10))
+    assert busy.busy_seconds >= 0.2
+    assert quick.busy_seconds < busy.busy_seconds / 2  # it waits for the busy one
+    assert taker.busy_seconds < busy.busy_seconds / 2
+
+
+def test_a_meter_tells_how_many_items_wait():
+    meter = Meter()
+    assert meter.queued == 0
+    items = in_thread(range(10), depth=3, name="maker", meter=meter)
+    next(items)
+    until = time.monotonic() + 10
+    while meter.queued < 3 and time.monotonic() < until:
+        time.sleep(0.001)
+    assert meter.queued == 3
+    items.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
@@ -79,6 +79,11 @@ class Progress:
     """frames among them that an interrupted run had written"""
     segment: int = 0
     """number of the segment that the last frame is in"""
+    stage_shares: dict[str, float] = field(default_factory=dict)
+    """share of each of `vsr.stages.STAGES` in the time that all of them were at work, 1 in sum;
+    waits do not count; empty for a still"""
+    queue_depths: dict[str, int] = field(default_factory=dict)
+    """frames that wait after each stage but the last; empty for a still"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from vsr.memory import automatic_tile, free_bytes, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
-from vsr.stages import chained
+from vsr.stages import StageMeters, chained
 from vsr.still import upscale_still
 from vsr.version import __version__
 from vsr.video import Reader
@@ -218,18 +218,23 @@ def _upscale_clip(
         reused = 0
         if not writer.finished:
             frames = writer.remaining(reader.frames())
+            meters = StageMeters()
             planes = chained(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
-                changed_only=config.changed_only,
+                changed_only=config.changed_only, meters=meters,
             )  # fmt: skip
             last: list[Tensor] | None = None
             for frame in planes:
                 reused += frame.value is last
                 last = frame.value
-                writer.write(frame)
+                with meters["encode"].working():
+                    writer.write(frame)
                 progress(
-                    Progress(writer.frames, reader.info.frames, writer.resumed, writer.segment)
-                )
+                    Progress(
+                        writer.frames, reader.info.frames, writer.resumed, writer.segment,
+                        meters.shares(), meters.queued(),
+                    )
+                )  # fmt: skip
             if writer.frames != reader.frames_read:
                 raise MediaError(
                     f"{reader.frames_read} frames were decoded but {writer.frames} written"

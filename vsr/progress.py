@@ -27,6 +27,10 @@ class JsonProgress:
         fps          frames a second that this run has made; null before the second frame
         eta_seconds  until the last frame; null where `frames` or `fps` is
         segment      number of the segment that is being written, from 0
+        stage_shares share of each stage in the time that all were at work, so far: decode, to-rgb,
+                     engine, to-planes, encode; 1 in sum; waits do not count; {} for a picture
+        queue_depths frames that wait after each stage but the last; {} for a picture. Where they
+                     pile up, the next stage is the slow one
         input        the clip or picture
     """
 
@@ -54,6 +58,10 @@ class JsonProgress:
                 "fps": None if fps is None else round(fps, 3),
                 "eta_seconds": None if eta is None else round(eta, 1),
                 "segment": progress.segment,
+                "stage_shares": {
+                    name: round(share, 4) for name, share in progress.stage_shares.items()
+                },
+                "queue_depths": progress.queue_depths,
                 "input": str(self._source),
             }
         )

@@ -12,12 +12,30 @@ from torch import Tensor
 from engines import Engine
 from engines.tiles import TiledEngine
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
-from vsr.threads import in_thread
+from vsr.threads import Meter, in_thread
 from vsr.video import Timed
 
 T = TypeVar("T")
 
 QUEUE_DEPTH = 2
+STAGES = ("decode", "to-rgb", "engine", "to-planes", "encode")
+
+
+class StageMeters(dict[str, Meter]):
+    """A meter for each of `STAGES`; `chained` keeps the first four, the caller that of "encode"."""
+
+    def __init__(self) -> None:
+        super().__init__((name, Meter()) for name in STAGES)
+
+    def shares(self) -> dict[str, float]:
+        """Return each stage's share of the time that all have been at work, 1 in sum."""
+        busy = {name: meter.busy_seconds for name, meter in self.items()}
+        total = sum(busy.values())
+        return {name: seconds / total for name, seconds in busy.items()} if total else {}
+
+    def queued(self) -> dict[str, int]:
+        """Return how many frames wait after each stage; after the last, none can."""
+        return {name: self[name].queued for name in STAGES[:-1]}
 
 
 def chained(
@@ -29,6 +47,7 @@ def chained(
     stack: ExitStack,
     *,
     changed_only: bool = False,
+    meters: StageMeters | None = None,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output, each in a thread of its own.
 
@@ -42,10 +61,13 @@ def chained(
         size: (height, width) of the output.
         stack: closes the stages, from the last to the first.
         changed_only: compute only the tiles that differ from those of the frame before.
+        meters: told what each stage costs.
     """
+    meters = meters or StageMeters()
 
     def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
-        return stack.enter_context(closing(in_thread(items, depth=QUEUE_DEPTH, name=name)))
+        made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name])
+        return stack.enter_context(closing(made))
 
     decoded = stage(without_repeats(frames), "decode")
     rgb = stage(to_rgb_frames(decoded, layout, engine), "to-rgb")

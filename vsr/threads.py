@@ -1,14 +1,67 @@
-"""All threading of the pipeline: one generator that runs another in its own thread."""
+"""All threading of the pipeline: one generator that runs another in its own thread.
+
+And what it costs: a `Meter` tells for how long a thread was at work, its waits left out.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from time import perf_counter
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+class _Waited(threading.local):
+    """How long this thread has waited for others, in all."""
+
+    seconds = 0.0
+
+
+_waited = _Waited()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Mark the time that a thread waits for another: no `Meter` counts it as work."""
+    began = perf_counter()
+    try:
+        yield
+    finally:
+        _waited.seconds += perf_counter() - began
+
+
+class Meter:
+    """How busy a stage is. Written by one thread, read by any.
+
+    Attributes:
+        busy_seconds: spent at work, so far; what a GPU computes counts where it is waited for.
+        queued: items that it has made and nobody has taken yet.
+    """
+
+    def __init__(self) -> None:
+        self.busy_seconds = 0.0
+        self._items: queue.Queue[object] | None = None
+
+    @property
+    def queued(self) -> int:
+        return 0 if self._items is None else self._items.qsize()
+
+    def watch(self, items: queue.Queue[object]) -> None:
+        """Take note of the queue that the stage puts its items in."""
+        self._items = items
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count the time inside, apart from that in `waiting`."""
+        began, waited = perf_counter(), _waited.seconds
+        try:
+            yield
+        finally:
+            self.busy_seconds += perf_counter() - began - (_waited.seconds - waited)
 
 
 class _Raised:
@@ -21,7 +74,9 @@ class _Raised:
 _END = object()
 
 
-def in_thread(iterable: Iterable[T], *, depth: int, name: str) -> Generator[T, None, None]:
+def in_thread(
+    iterable: Iterable[T], *, depth: int, name: str, meter: Meter | None = None
+) -> Generator[T, None, None]:
     """Run an iterable in a thread of its own, at most `depth` items ahead of the consumer.
 
     At most `depth` + 2 items exist at a time: those queued, one being made, one being consumed. An
@@ -33,20 +88,24 @@ def in_thread(iterable: Iterable[T], *, depth: int, name: str) -> Generator[T, N
         iterable: consumed and closed in the thread; the thread starts with the first `next`.
         depth: length of the queue, at least 1.
         name: of the thread, for debuggers and logs.
+        meter: told what the iterable costs and how many of its items wait.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
-    return _in_thread(iterable, depth, name)
+    return _in_thread(iterable, depth, name, meter or Meter())
 
 
-def _in_thread(iterable: Iterable[T], depth: int, name: str) -> Generator[T, None, None]:
+def _in_thread(
+    iterable: Iterable[T], depth: int, name: str, meter: Meter
+) -> Generator[T, None, None]:
     items: queue.Queue[object] = queue.Queue(depth)
+    meter.watch(items)
     closed = threading.Event()
 
     def produce() -> None:
         last: object = _END
         try:
-            for item in iterable:
+            for item in _metered(iterable, meter):
                 items.put(item)
                 if closed.is_set():
                     break
@@ -64,7 +123,8 @@ def _in_thread(iterable: Iterable[T], depth: int, name: str) -> Generator[T, Non
     thread.start()
     try:
         while True:
-            item = items.get()
+            with waiting():
+                item = items.get()
             if item is _END:
                 return
             if isinstance(item, _Raised):
@@ -76,3 +136,15 @@ def _in_thread(iterable: Iterable[T], depth: int, name: str) -> Generator[T, Non
             with suppress(queue.Empty):
                 items.get(timeout=0.05)
         thread.join()
+
+
+def _metered(iterable: Iterable[T], meter: Meter) -> Iterator[T]:
+    """Yield the items of an iterable, and count the time that each takes."""
+    iterator = iter(iterable)
+    while True:
+        with meter.working():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
