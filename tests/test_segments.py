@@ -250,7 +250,7 @@ def crash(source: Path, weights: Path, folder: Path, *, kills: int, seed: int) -
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, script, source, weights, str(kills), str(seed)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+        cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=110,
     )  # fmt: skip
     return json.loads(done.stdout)
 
