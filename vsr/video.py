@@ -281,7 +281,7 @@ class Reader:
                 break
             if not packet.size:
                 continue  # marks the end of a stream
-            if packet.pts is not None and packet.stream.type != "subtitle":
+            if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._end_seconds = max(self._end_seconds, end)
             if packet.stream_index == self.stream.index:
