@@ -30,14 +30,11 @@ sys.path.insert(0, str(ROOT))
 
 import av  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from av.error import FFmpegError  # noqa: E402
 
 import vsr  # noqa: E402
-from benchmarks.report import environment, write_atomically  # noqa: E402
+from benchmarks.report import environment, tiny_weights, write_atomically  # noqa: E402
 from engines.errors import VSRError  # noqa: E402
-from engines.networks import build_network  # noqa: E402
-from engines.weights import save_weights  # noqa: E402
 from vsr.pixels import read_layout  # noqa: E402
 
 # differences that are meant: property and what the difference begins with, then why
@@ -78,14 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     write_atomically(options.json, json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))
     return 0
-
-
-def tiny_weights(folder: Path) -> Path:
-    """Write a network of one block."""
-    torch.manual_seed(0)
-    net = build_network("srgan-lite", {"channels": 1, "blocks": 1, "scale": 2}, deployed=True)
-    save_weights(folder / "tiny.safetensors", net, network="srgan-lite", training={})
-    return folder / "tiny.safetensors"
 
 
 def compare_clip(clip: Path, weights: Path, folder: Path) -> dict[str, str]:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from engines.errors import VSRError
+from engines.networks import build_network
+from engines.weights import save_weights
 from train.srgan import describe_commit
 
 
@@ -52,6 +54,14 @@ def environment(*packages: str) -> dict[str, str]:
         **{name: version(name) for name in ("torch", *packages)},
         "device": f"CPU, {torch.get_num_threads()} threads, float32",
     }
+
+
+def tiny_weights(folder: Path) -> Path:
+    """Write a network of one block, where a benchmark is about all but the pixels."""
+    torch.manual_seed(0)
+    net = build_network("srgan-lite", {"channels": 1, "blocks": 1, "scale": 2}, deployed=True)
+    save_weights(folder / "tiny.safetensors", net, network="srgan-lite", training={})
+    return folder / "tiny.safetensors"
 
 
 def macs_per_lr_pixel(net: nn.Module) -> int:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def test_a_round_trip_stays_within_one_code_value(layout):
 
 
 @pytest.mark.parametrize("step", [(2, 2), (1, 2), (2, 1), (1, 4), (4, 4)])
-@pytest.mark.parametrize("siting", ["left", "centre"])
+@pytest.mark.parametrize("siting", ["left", "centre", "topleft", "bottom"])
 def test_a_smooth_subsampled_picture_survives_a_round_trip(step, siting):
     layout = PlaneLayout("yuv", chroma_step=step, siting=siting)
     height, width = 64, 96
@@ -96,20 +98,38 @@ def test_odd_sizes_have_planes_of_the_right_size(step, size):
     assert [tuple(plane.shape) for plane in from_rgb(rgb, layout)] == layout.plane_sizes(*size)
 
 
-def test_chroma_lies_where_the_siting_says():
-    """An impulse of chroma lands on its luma sample, or between its two."""
-    planes = [torch.full((1, 16), 128, dtype=torch.uint8)]
-    planes += [torch.full((1, 8), 128, dtype=torch.uint8) for _ in range(2)]
-    planes[1][0, 4] = 228
-    blue = {
-        siting: to_rgb(planes, PlaneLayout("yuv", chroma_step=(1, 2), siting=siting))[0, 2, 0]
-        for siting in ("left", "centre")
-    }
-    left, centre = blue["left"].tolist(), blue["centre"].tolist()
-    assert left.index(max(left)) == 8
-    assert left[7] == pytest.approx(left[9], abs=FLOAT32)
-    assert centre[8] == pytest.approx(centre[9], abs=FLOAT32)
-    assert min(centre[8:10]) > left[0]
+# (down, across) from the first luma sample of a 4:2:0 group, ITU-T H.273 figure 1
+POSITIONS = {
+    "left": (0.5, 0), "centre": (0.5, 0.5), "topleft": (0, 0), "top": (0, 0.5),
+    "bottomleft": (1, 0), "bottom": (1, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("siting", POSITIONS)
+def test_chroma_lies_where_the_siting_says(siting):
+    """The centre of gravity of an impulse of chroma, and of what an impulse of blue leaves."""
+    layout = PlaneLayout("yuv", chroma_step=(2, 2), siting=siting)
+    planes = [torch.full((16, 16), 128, dtype=torch.uint8)]
+    planes += [torch.full((8, 8), 128, dtype=torch.uint8) for _ in range(2)]
+    planes[1][4, 3] = 228
+    down, across = POSITIONS[siting]
+    blue = to_rgb(planes, layout)[0, 2]
+    assert centre_of_gravity(blue - blue[0, 0]) == pytest.approx((8 + down, 6 + across), abs=1e-4)
+    ramp = torch.linspace(0.3, 0.6, 16)
+    for axis, picture in enumerate((ramp[:, None].expand(16, 16), ramp.expand(16, 16))):
+        rgb = torch.stack([torch.zeros(16, 16), torch.zeros(16, 16), picture])[None]
+        u = from_rgb(rgb, replace(layout, depth=16))[1].float()
+        codes = from_rgb(rgb, PlaneLayout("yuv", depth=16))[1].float()  # at each luma sample
+        if axis == 0:
+            u, codes = u.T, codes.T
+        at = 6 + POSITIONS[siting][axis]
+        low, high = codes[3, int(at)].item(), codes[3, math.ceil(at)].item()
+        assert u[3, 3].item() == pytest.approx((low + high) / 2, abs=1)
+
+
+def centre_of_gravity(plane: torch.Tensor) -> tuple[float, float]:
+    rows, columns = torch.meshgrid(*map(torch.arange, plane.shape), indexing="ij")
+    return tuple(float((plane * at).sum() / plane.sum()) for at in (rows, columns))
 
 
 @pytest.mark.parametrize("full", [False, True])

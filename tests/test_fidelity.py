@@ -97,10 +97,11 @@ def test_a_real_clip_changes_in_nothing_but_size(path: Path, tiny_weights, tmp_p
 def test_an_output_that_cannot_hold_a_stream_says_so(tiny_weights, tmp_path, caplog):
     source = REAL_CLIPS / "hard" / "sample_with_srt.mkv"
     upscale(source, tmp_path / "out.mp4", model=tiny_weights)
-    after = probe(tmp_path / "out.mp4")
-    assert after.packets["subtitle"] == []
-    assert len(after.packets["audio"][0]) == len(probe(source).packets["audio"][0])
-    assert "subtitle stream 2 (srt) is not kept" in caplog.text
+    before, after = probe(source), probe(tmp_path / "out.mp4")
+    said = set(after.packets["subtitle"][0])  # beside what MP4 writes for the time between
+    assert {round(at, 3) for at in said} >= {round(at, 3) for at in before.packets["subtitle"][0]}
+    assert len(after.packets["audio"][0]) == len(before.packets["audio"][0])
+    assert "subtitle stream 2 (srt) is converted to mov_text" in caplog.text
     assert ".mkv output may hold it" in caplog.text
 
 

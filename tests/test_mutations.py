@@ -35,13 +35,15 @@ def clips(tmp_path_factory) -> list[Path]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
-@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [20, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(1600)])]
+)
 def test_a_damaged_clip_is_no_disaster(count, clips, tiny_weights, tmp_path):
     script = Path(__file__).with_name("mutating.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, script, tiny_weights, str(count), "6", *clips],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=5 * count,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -24,7 +24,7 @@ import vsr
 from engines.errors import MediaError
 from vsr import segments
 from vsr.cli import main
-from vsr.journal import Journal, Segment, partial_folder
+from vsr.journal import Journal, Segment, fingerprint, partial_folder
 from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
 from vsr.segments import SegmentedWriter, joined
 
@@ -158,6 +158,38 @@ def test_a_changed_input_starts_anew(long_clip, tiny_weights, tmp_path, caplog):
     assert "source was" in caplog.text
 
 
+def test_a_copy_of_the_input_is_the_same_input(long_clip, tiny_weights, tmp_path):
+    """Whatever its time and name."""
+    upscale(long_clip, tmp_path / "whole.mp4", model=tiny_weights)
+    interrupt(long_clip, tmp_path / "out.mp4", tiny_weights, after=45)
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(long_clip.read_bytes())
+    os.utime(copy, (0, 0))
+    assert upscale(copy, tmp_path / "out.mp4", model=tiny_weights).resumed == 40
+    assert sha256(tmp_path / "out.mp4") == sha256(tmp_path / "whole.mp4")
+
+
+@pytest.mark.parametrize("at", [0, 1 << 19, 2_500_000, 4_999_999])
+def test_a_fingerprint_sees_head_middle_and_tail(at, tmp_path):
+    path = tmp_path / "in"
+    data = bytearray(5_000_000)
+    path.write_bytes(data)
+    before = fingerprint(path)
+    data[at] = 1
+    path.write_bytes(data)
+    assert fingerprint(path) != before
+    assert fingerprint(path)["bytes"] == 5_000_000
+
+
+def test_small_files_have_a_fingerprint_too(tmp_path):
+    path = tmp_path / "in"
+    found = []
+    for data in (b"", b"a", b"ab", b"ba"):
+        path.write_bytes(data)
+        found.append(str(fingerprint(path)))
+    assert len(set(found)) == 4
+
+
 def test_an_input_that_decodes_to_other_frames_is_not_mixed(long_clip, tiny_weights, tmp_path):
     output = tmp_path / "out.mp4"
     interrupt(long_clip, output, tiny_weights, after=45)
@@ -250,7 +282,7 @@ def crash(source: Path, weights: Path, folder: Path, *, kills: int, seed: int) -
     environment = os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, script, source, weights, str(kills), str(seed)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+        cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=110,
     )  # fmt: skip
     return json.loads(done.stdout)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 Kind = Literal["yuv", "rgb", "grey"]
 Matrix = Literal["bt601", "bt709", "bt2020", "smpte240m", "fcc"]
-Siting = Literal["left", "centre"]
+Siting = Literal["left", "centre", "topleft", "top", "bottomleft", "bottom"]
 
 # (Kr, Kb) of each matrix, ITU-T H.273 table 4
 LUMA_WEIGHTS: dict[Matrix, tuple[float, float]] = {
@@ -47,7 +47,7 @@ class PlaneLayout:
     chroma_step: tuple[int, int] = (1, 1)
     """luma samples a chroma sample, (vertical, horizontal): 4:2:0 is (2, 2), 4:2:2 is (1, 2)"""
     siting: Siting = "left"
-    """where a chroma sample lies among its luma samples"""
+    """where a chroma sample lies among its luma samples, ITU-T H.273 figure 1"""
 
     def __post_init__(self) -> None:
         if not 8 <= self.depth <= 16:
@@ -76,9 +76,18 @@ class PlaneLayout:
         return float(224 << (self.depth - 8)), middle
 
     @property
-    def sited(self) -> tuple[bool, bool]:
-        """Whether chroma lies on the first luma sample of its group: (vertically, horizontally)."""
-        return False, self.siting == "left"
+    def chroma_position(self) -> tuple[float, float]:
+        """Where a chroma sample lies in its group, in luma samples from the first: (down, across).
+
+        A clip that is subsampled in one direction only has no say in the other.
+        """
+        down, across = self.chroma_step
+        middle = (down - 1) / 2
+        first_row, last_row = self.siting.startswith("top"), self.siting.startswith("bottom")
+        return (
+            0.0 if first_row else float(down - 1) if last_row else middle,
+            0.0 if self.siting.endswith("left") else (across - 1) / 2,
+        )
 
     def plane_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return (height, width) of each plane of a frame."""
@@ -167,7 +176,7 @@ def _enlarge_chroma(plane: Tensor, size: Sequence[int], layout: PlaneLayout) -> 
         if step == 1:
             continue
         at = torch.arange(size[axis], device=plane.device, dtype=torch.float32)
-        at = at / step if layout.sited[axis] else (at + 0.5) / step - 0.5
+        at = (at - layout.chroma_position[axis]) / step
         at = at.clamp(0, plane.shape[axis] - 1)
         before = at.floor().long()
         after = (before + 1).clamp(max=plane.shape[axis] - 1)
@@ -179,14 +188,18 @@ def _enlarge_chroma(plane: Tensor, size: Sequence[int], layout: PlaneLayout) -> 
 
 
 def _shrink_chroma(rgb: Tensor, layout: PlaneLayout) -> Tensor:
-    """Bring (3, H, W) to chroma size: a triangle filter where sited, a box where centred."""
+    """Bring (3, H, W) to chroma size, by a filter around where the chroma samples lie.
+
+    A triangle where that is a luma sample, a box where it is the middle of a group.
+    """
     for axis in (0, 1):
         step = layout.chroma_step[axis]
         if step == 1:
             continue
-        if layout.sited[axis]:
+        position = layout.chroma_position[axis]
+        if position.is_integer():
             weights = [(step - abs(k)) / step**2 for k in range(1 - step, step)]
-            lead = step - 1
+            lead = step - 1 - int(position)
         else:
             weights, lead = [1 / step] * step, 0
         length = rgb.shape[axis + 1]

@@ -23,6 +23,7 @@ from engines.errors import MediaError
 from vsr.convert import Kind, Matrix, PlaneLayout
 from vsr.hdr import StaticMetadata, encoder_options
 from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
+from vsr.siting import output_siting, siting_options
 from vsr.video import (
     FULL_RANGE,
     MATRICES,
@@ -143,8 +144,9 @@ class PictureEncoding:
         if self._codec.type != "video":
             raise MediaError(f"{settings.name!r} is no video encoder but one of {self._codec.type}")
         self._format, self.layout = _output_format(self._codec, info)
+        self._say_what_is_lost()
         _check_size(size, self.layout, settings.name)
-        self._options = settings.options()
+        self._options = settings.options() | siting_options(self.name, self.layout)
         self._add_hdr_options()
         self._rate = info.average_rate.limit_denominator(1 << 30)
         self._tags = self._output_tags()
@@ -192,6 +194,17 @@ class PictureEncoding:
         picture.colorspace, picture.color_range = tags.matrix, tags.range
         return picture
 
+    def _say_what_is_lost(self) -> None:
+        before, after = self.info.layout, self.layout
+        lost = []
+        if after.depth < before.depth:
+            lost.append(f"{before.depth}-bit samples become {after.depth}-bit")
+        if before.kind == "yuv" and any(map(int.__gt__, after.chroma_step, before.chroma_step)):
+            lost.append(f"{format_name(before)} becomes {self._format}, with less chroma")
+        if lost:
+            keeps = "" if self.name == "libx265" else "; libx265 takes up to 12 bits and 4:4:4"
+            log.warning("%s: %s: %s%s", self.info.path, self.name, ", ".join(lost), keeps)
+
     def _add_hdr_options(self) -> None:
         if self.info.hdr == StaticMetadata():
             return
@@ -234,6 +247,8 @@ def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
     offered = [name for name in (f.name for f in codec.video_formats or []) if is_planar(name)]
     if not offered:
         raise MediaError(f"encoder {codec.name!r} takes no planar pixel format")
+    if layout.kind != "rgb":  # players expect no RGB in a clip, least of all grey in it
+        offered = [name for name in offered if read_layout(name)[0] != "rgb"] or offered
     wanted = format_name(layout)
     if wanted in offered:
         best = wanted
@@ -244,14 +259,14 @@ def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
     matrix = layout.matrix if layout.kind == "yuv" else guess_matrix(*info.size)
     if matrix not in _MATRIX_TAGS:
         matrix = "bt601"
-    return best, PlaneLayout(
+    output = PlaneLayout(
         kind=kind,
         depth=depth,
         full_range=full or (layout.full_range and layout.kind != "rgb"),
         matrix=matrix,
         chroma_step=step,
-        siting="centre" if codec.canonical_name == "mjpeg" else "left",
     )
+    return best, replace(output, siting=output_siting(codec.name, output, layout.siting))
 
 
 def _check_size(size: tuple[int, int], layout: PlaneLayout, encoder: str) -> None:

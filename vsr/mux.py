@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from math import inf
@@ -14,13 +14,15 @@ from typing import Any, cast
 import av
 import av.logging
 from av.codec.context import Flags
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError
 from av.format import Flags as Format
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
+from vsr.others import OtherStreams
 from vsr.packets import Packet
-from vsr.video import JUMP_SECONDS, Reader, Timeline, file_url, other_packets, reason
+from vsr.unkept import kept_metadata
+from vsr.video import Reader, file_url, other_packets, reason
 
 log = logging.getLogger(__name__)
 
@@ -44,48 +46,80 @@ class Muxer:
         global_header: whether the container wants the encoder's parameter sets in its header.
         extradata: the encoder's parameter sets.
         tick_seconds: unit of the container's clock, where no two frames may have the same time.
-        left_out: what the container cannot hold, a sentence each.
+        left_out: what the container does not hold as it was, a sentence each.
 
     Raises:
         MediaError: the container is unknown, the encoder does not open or does not fit it.
     """
 
     def __init__(self, path: Path, output: Path, reader: Reader, encoding: PictureEncoding) -> None:
-        self.left_out: list[str] = []
         self._path, self._output, self._reader = path, output, reader
-        self._copies: dict[int, Any] = {}
-        self._timelines: dict[int, Timeline] = {}
-        options = {"fflags": "+bitexact"}  # no random numbers, such as Matroska's identifiers
-        if output.suffix.lower() in _QUICKTIME_SUFFIXES:
-            options["movflags"] = "+faststart"
-            options["movie_timescale"] = str(_movie_timescale(reader))
-        try:
-            self._container = av.open(file_url(path), "w", container_options=options)
-        except (FFmpegError, OSError, ValueError) as error:
-            path.unlink(missing_ok=True)
-            raise MediaError(f"cannot write {output}: {reason(error)}") from error
-        try:
-            self._stream = encoding.add_stream(self._container)
-            self._stream.metadata.update(_kept_metadata(reader.stream.metadata))
-            self._stream.disposition = reader.stream.disposition
-            if reader.info.display_matrix:
-                self._stream.set_display_matrix(reader.info.display_matrix)
-            self._add_copies()
-            with _reasons():
-                self._container.start_encoding()
-        except (FFmpegError, OSError, ValueError) as error:
-            self.abort()
-            raise MediaError(
-                f"cannot write {output} with encoder {encoding.name}: {reason(error)}"
-            ) from error
-        except BaseException:
-            self.abort()
-            raise
+        self._others = OtherStreams(reader, output)
+        while (error := self._open(encoding)) is not None:
+            if not self._give_way(encoding):
+                raise MediaError(
+                    f"cannot write {output} with encoder {encoding.name}: {reason(error)}"
+                ) from error
         context = self._stream.codec_context
+        self.left_out = self._others.sentences
         self.global_header = bool(context.flags & Flags.global_header)
         self.extradata = bytes(context.extradata or b"")
         is_strict = not self._container.format.flags & cast(Any, Format.ts_nonstrict).value
         self.tick_seconds = Fraction(self._stream.time_base or 0) if is_strict else None
+
+    def _open(
+        self, encoding: PictureEncoding, *, only: Set[int] | None = None
+    ) -> FFmpegError | OSError | ValueError | None:
+        """Open the container and write its header; return why it cannot be, and remove the file.
+
+        Args:
+            encoding: of the picture.
+            only: the other streams to take in; None: all.
+        """
+        options = {"fflags": "+bitexact"}  # no random numbers, such as Matroska's identifiers
+        if self._output.suffix.lower() in _QUICKTIME_SUFFIXES:
+            options["movflags"] = "+faststart"
+            options["movie_timescale"] = str(_movie_timescale(self._reader))
+        try:
+            self._container = av.open(file_url(self._path), "w", container_options=options)
+        except (FFmpegError, OSError, ValueError) as error:
+            self._path.unlink(missing_ok=True)
+            raise MediaError(f"cannot write {self._output}: {reason(error)}") from error
+        reader, source = self._reader, self._reader.container
+        try:
+            self._stream = encoding.add_stream(self._container)
+            self._stream.metadata.update(kept_metadata(reader.stream.metadata))
+            self._stream.disposition = reader.stream.disposition
+            if reader.info.display_matrix:
+                self._stream.set_display_matrix(reader.info.display_matrix)
+            self._others.add_to(self._container, only=only)
+            self._container.metadata.update(kept_metadata(source.metadata))
+            if chapters := source.chapters():
+                self._container.set_chapters(chapters)
+            with _reasons():
+                self._container.start_encoding()
+        except (FFmpegError, OSError, ValueError) as error:
+            self.abort()
+            return error
+        except BaseException:
+            self.abort()
+            raise
+        return None
+
+    def _give_way(self, encoding: PictureEncoding) -> bool:
+        """Find out which other streams the header refuses; False: the fault is not with them."""
+        if self._open(encoding, only=frozenset()) is not None:
+            return False
+        self.abort()
+        gave_way = False
+        for index in self._others.open_to_refusal:
+            error = self._open(encoding, only={index})
+            if error is None:
+                self.abort()
+            else:
+                self._others.refuse(index, reason(error))
+                gave_way = True
+        return gave_way
 
     def mux(self, packets: Iterable[tuple[Packet, int]]) -> None:
         """Write the picture's packets, the other streams' beside them, and close the file.
@@ -98,23 +132,27 @@ class Muxer:
             MediaError: the disk refuses.
         """
         time_base = self._reader.info.time_base
-        others = other_packets(self._reader.info.path, self._copies.keys())
+        packets_of_others = other_packets(self._reader.info.path, self._others.wanted)
         try:
-            waiting = next(others, None)
+            waiting = next(packets_of_others, None)
             for packet, dts in packets:
                 self._mux_picture(packet, dts)
                 now_seconds = float(dts * time_base)
                 while waiting is not None and _dts_seconds(waiting) <= now_seconds:
                     self._mux_other(waiting)
-                    waiting = next(others, None)
+                    waiting = next(packets_of_others, None)
             while waiting is not None:
                 self._mux_other(waiting)
-                waiting = next(others, None)
+                waiting = next(packets_of_others, None)
+            for last in self._others.rest():
+                self._container.mux(last)
             self._container.close()
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self._output}: {reason(error)}") from error
         finally:
-            others.close()
+            packets_of_others.close()
+        for sentence in self._others.refused():
+            log.warning("%s", sentence)
 
     def abort(self) -> None:
         """Close and remove the file; harmless where it is gone."""
@@ -135,55 +173,12 @@ class Muxer:
         self._container.mux(encoded)
 
     def _mux_other(self, packet: av.Packet[Any]) -> None:
-        self._keep_increasing(packet)
-        packet.stream = self._copies[packet.stream_index]
-        self._container.mux(packet)
-
-    def _keep_increasing(self, packet: av.Packet[Any]) -> None:
-        """Move a packet on where its stream jumps back, as the picture is moved."""
-        if packet.dts is None:
-            return
-        kind = self._reader.container.streams[packet.stream_index].type
-        repeats = kind in ("subtitle", "data")
-        timeline = self._timelines.setdefault(
-            packet.stream_index,
-            Timeline(jump=round(JUMP_SECONDS / packet.time_base), repeats=repeats),
-        )
-        dts = timeline.place(packet.dts, packet.duration or 1)
-        if packet.pts is not None:
-            packet.pts += dts - packet.dts
-        packet.dts = dts
-
-    def _add_copies(self) -> None:
-        container, source = self._container, self._reader.container
-        for stream in source.streams:
-            if stream.index == self._reader.stream.index:
-                continue
-            label = f"{stream.type} stream {stream.index} ({stream.name or 'unknown'})"
+        index = packet.stream_index
+        for taken in self._others.converted(packet):
             try:
-                if stream.type == "video":
-                    raise ValueError("a second picture")
-                if stream.type == "attachment":
-                    attachment = cast(Any, stream)
-                    container.add_attachment(
-                        stream.metadata.get("filename", f"attachment{stream.index}"),
-                        attachment.mimetype or "application/octet-stream",
-                        attachment.data,
-                    )
-                    continue
-                copy = container.add_stream_from_template(stream)
-            except (FFmpegError, ValueError) as error:
-                hint = (
-                    "" if self._output.suffix.lower() == ".mkv" else "; an .mkv output may hold it"
-                )
-                self.left_out.append(f"{label} is not kept: {reason(error)}{hint}")
-                continue
-            copy.metadata.update(_kept_metadata(stream.metadata))
-            copy.disposition = stream.disposition
-            self._copies[stream.index] = copy
-        container.metadata.update(_kept_metadata(source.metadata))
-        if chapters := source.chapters():
-            container.set_chapters(chapters)
+                self._container.mux(taken)
+            except (InvalidDataError, ValueError) as error:  # it is damaged, the disk is not full
+                self._others.count_refused(index, reason(error))
 
 
 @contextmanager
@@ -241,14 +236,3 @@ def _movie_timescale(reader: Reader) -> int:
     scales += [s.time_base.denominator for s in reader.container.streams if s.time_base]
     common = math.lcm(*scales)
     return common if common < 1 << 31 else scales[0]
-
-
-# tags that a container writes of itself
-_OWN_METADATA = frozenset(
-    {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
-    | {"DURATION", "duration", "rotate"}
-)
-
-
-def _kept_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key not in _OWN_METADATA}

@@ -31,6 +31,7 @@ from engines.weights import Model
 from vsr import segments
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
+from vsr.journal import fingerprint
 from vsr.memory import automatic_tile, free_bytes, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
@@ -266,9 +267,8 @@ def job_key(
     key = asdict(config)
     for name in ("output", "overwrite", "resume"):
         del key[name]
-    found = config.source.stat()
     key |= {
-        "source": {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns},
+        "source": fingerprint(config.source),
         "model": model.sha256,
         "backend": engine.backend,
         "precision": engine.precision,

@@ -29,6 +29,7 @@ from vsr.deinterlace import deinterlaced
 from vsr.hdr import StaticMetadata, parse
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
 from vsr.region import Crop, Window, Zoom, window
+from vsr.siting import read_siting
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
-_CENTRED_CHROMA = frozenset({"mjpeg", "mpeg1video", "vp8", "webp"})
 _DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
 _FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
 JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
@@ -281,7 +281,7 @@ class Reader:
                 break
             if not packet.size:
                 continue  # marks the end of a stream
-            if packet.pts is not None and packet.stream.type != "subtitle":
+            if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._end_seconds = max(self._end_seconds, end)
             if packet.stream_index == self.stream.index:
@@ -344,7 +344,7 @@ class Reader:
                 full_range=full,
                 matrix=MATRICES.get(tags.matrix, guess),
                 chroma_step=step,
-                siting="centre" if context.name in _CENTRED_CHROMA else "left",
+                siting=read_siting(frame, context.name) if step != (1, 1) else "left",
             ),
             tags=tags,
             alpha=alpha,

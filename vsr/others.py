@@ -1,0 +1,190 @@
+"""The input's streams beside its picture: copied, else converted, else left out and named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import av
+from av.error import FFmpegError
+
+from vsr import unkept
+from vsr.sound import SoundConverter, known_layout, sound_codec
+from vsr.subtitles import SubtitleConverter, loses_style, subtitle_codec
+from vsr.video import JUMP_SECONDS, Reader, Timeline, reason
+
+Way = Literal["copy", "convert", "leave"]
+
+
+class OtherStreams:
+    """Takes the streams into an output, each in the first way that the output agrees to.
+
+    Args:
+        reader: of the input.
+        output: what the output will be called.
+
+    Attributes:
+        sentences: what the output does not hold as it was, as of the last `add_to`.
+    """
+
+    def __init__(self, reader: Reader, output: Path) -> None:
+        self.sentences: list[str] = []
+        self._output = output
+        self._source = reader.container
+        picture = reader.stream.index
+        self._ways: dict[int, Way] = {s.index: "copy" for s in self._source.streams}
+        del self._ways[picture]
+        self._why: dict[int, str] = {}
+        self._copies: dict[int, Any] = {}
+        self._converters: dict[int, SoundConverter | SubtitleConverter] = {}
+        self._timelines: dict[int, Timeline] = {}
+        self._refused = Counter[int]()
+
+    @property
+    def wanted(self) -> Set[int]:
+        """Indices of the input's streams whose packets the output takes."""
+        return self._copies.keys() | self._converters.keys()
+
+    @property
+    def open_to_refusal(self) -> list[int]:
+        """Indices of the streams that the output has been offered, and might refuse."""
+        return [index for index, way in self._ways.items() if way != "leave"]
+
+    def refuse(self, index: int, why: str) -> None:
+        """Take the next way with a stream that the output's header refused."""
+        self._ways[index] = "convert" if self._ways[index] == "copy" else "leave"
+        self._why.setdefault(index, why)
+
+    def add_to(self, container: Any, *, only: Set[int] | None = None) -> None:
+        """Add the streams to an output, or only some of them."""
+        self.sentences = []
+        self._copies.clear()
+        self._converters.clear()
+        for index in self._ways:
+            if only is None or index in only:
+                self._add(container, self._source.streams[index])
+
+    def _add(self, container: Any, stream: Any) -> None:
+        index = stream.index
+        if self._ways[index] == "copy":
+            try:
+                copy = _copied(container, stream)
+            except (FFmpegError, ValueError) as error:
+                self.refuse(index, reason(error))
+            else:
+                if copy is not None:
+                    self._copies[index] = copy
+                    _take_over(stream, copy)
+                return
+        if self._ways[index] == "convert":
+            try:
+                converter = _converter(container, stream)
+            except (FFmpegError, ValueError) as error:
+                self._why[index] = f"{self._why[index]}, nor converted: {reason(error)}"
+                converter = None
+            if converter is not None:
+                self._converters[index] = converter
+                _take_over(stream, converter.stream)
+                self.sentences.append(
+                    unkept.converted(
+                        stream, converter.stream.name, self._why[index], self._output,
+                        loses_style=stream.type == "subtitle" and loses_style(stream.name),
+                    )
+                )  # fmt: skip
+                return
+            self._ways[index] = "leave"
+        self.sentences.append(unkept.left_out(stream, self._why[index], self._output))
+
+    def converted(self, packet: Any) -> Iterator[Any]:
+        """Yield what the output takes for a packet of the input."""
+        index = packet.stream_index
+        self._keep_increasing(packet)
+        if (converter := self._converters.get(index)) is not None:
+            for found in converter.convert(packet):
+                found.stream = converter.stream
+                yield found
+        else:
+            packet.stream = self._copies[index]
+            yield packet
+
+    def rest(self) -> Iterator[Any]:
+        """Yield what the converters still hold."""
+        for converter in self._converters.values():
+            for found in converter.rest():
+                found.stream = converter.stream
+                yield found
+
+    def count_refused(self, index: int, why: str) -> None:
+        """Take note of a packet that the output did not take, though it took its stream."""
+        self._refused[index] += 1
+        self._why.setdefault(index, why)
+
+    def refused(self) -> list[str]:
+        """Say which packets the output did not take."""
+        return [
+            unkept.refused_packets(self._source.streams[index], count, self._why[index])
+            for index, count in self._refused.items()
+        ]
+
+    def _keep_increasing(self, packet: av.Packet[Any]) -> None:
+        """Move a packet on where its stream jumps back, as the picture is moved."""
+        if packet.dts is None:
+            return
+        kind = self._source.streams[packet.stream_index].type
+        repeats = kind in ("subtitle", "data")
+        timeline = self._timelines.setdefault(
+            packet.stream_index,
+            Timeline(jump=round(JUMP_SECONDS / packet.time_base), repeats=repeats),
+        )
+        dts = timeline.place(packet.dts, packet.duration or 1)
+        if packet.pts is not None:
+            packet.pts += dts - packet.dts
+        packet.dts = dts
+
+
+def _copied(container: Any, stream: Any) -> Any:
+    """Add a stream as it is; return it, or None for an attachment, which has no packets.
+
+    Raises:
+        ValueError, FFmpegError: the container does not take it.
+    """
+    name = container.format.name
+    if stream.type == "attachment":
+        attachment = cast(Any, stream)
+        container.add_attachment(
+            stream.metadata.get("filename", f"attachment{stream.index}"),
+            attachment.mimetype or "application/octet-stream",
+            attachment.data,
+        )
+        return None
+    context = stream.codec_context
+    if stream.type == "video":
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("a second picture")
+        return container.add_stream_from_template(stream, opaque=True)
+    codec = context.codec.canonical_name if context is not None else stream.name
+    if unkept.cannot_be_read_back(name, codec):
+        raise ValueError(f"in {name} it could not be read back")
+    copy = container.add_stream_from_template(stream)
+    if stream.type == "audio" and context is not None:  # PCM in MP4 must name its channels
+        copy.codec_context.layout = known_layout(stream)
+    return copy
+
+
+def _converter(container: Any, stream: Any) -> SoundConverter | SubtitleConverter | None:
+    """Add a stream in another codec; None where we know none."""
+    name = container.format.name
+    if stream.type == "audio" and stream.codec_context is not None:
+        encoder = sound_codec(name, stream.codec_context.codec.canonical_name)
+        return None if encoder is None else SoundConverter(container, stream, encoder)
+    if stream.type == "subtitle":
+        encoder = subtitle_codec(name, stream)
+        return None if encoder is None else SubtitleConverter(container, stream, encoder)
+    return None
+
+
+def _take_over(stream: Any, copy: Any) -> None:
+    copy.metadata.update(unkept.kept_metadata(stream.metadata))
+    copy.disposition = stream.disposition
