@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         help="output file; its suffix names the container (default: INPUT_x4.mp4, .mkv for "
-        "Matroska, .png for a picture); or a folder for outputs of these names, a new one with a "
-        "slash at its end",
+        "Matroska, .png for a picture, which may be .tif too); or a folder for outputs of these "
+        "names, a new one with a slash at its end",
     )
     weights = up.add_mutually_exclusive_group()
     weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")

@@ -1,26 +1,19 @@
-"""Encoding pictures: a clip's, as often as asked for and always alike, and stills."""
+"""Encoding the picture of a clip, as often as asked for and always alike."""
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, cast
 
 import av
-import numpy as np
-import torch
 from av.codec.codec import find_best_pix_fmt_of_list
 from av.codec.context import Flags
 from torch import Tensor
 
 from engines.errors import MediaError
-from vsr.convert import Kind, Matrix, PlaneLayout
+from vsr.convert import Matrix, PlaneLayout
 from vsr.hdr import StaticMetadata, encoder_options
 from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
 from vsr.siting import output_siting, siting_options
@@ -31,7 +24,6 @@ from vsr.video import (
     ClipInfo,
     ColourTags,
     Timed,
-    reason,
 )
 
 log = logging.getLogger(__name__)
@@ -276,58 +268,3 @@ def _check_size(size: tuple[int, int], layout: PlaneLayout, encoder: str) -> Non
             f"{encoder} cannot encode {size[1]}x{size[0]} with subsampled chroma: "
             f"use {size[1] + size[1] % across}x{size[0] + size[0] % down}"
         )
-
-
-def new_partial(path: Path) -> Path:
-    """Create an empty file beside `path`, of a name nobody else has, to be renamed to it.
-
-    Raises:
-        OSError: the folder does not take it.
-    """
-    while True:
-        name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"
-        with suppress(FileExistsError):
-            path.with_name(name).touch(exist_ok=False)
-            return path.with_name(name)
-
-
-def write_still(path: Path, planes: Sequence[Tensor], *, kind: Kind, alpha: bool) -> None:
-    """Write a lossless PNG; a crash leaves no half file.
-
-    Args:
-        path: the output.
-        planes: R, G, B or Y, then alpha if there is; (H, W) each, all uint8 or all uint16.
-        kind: "rgb" or "grey".
-        alpha: whether the last plane is alpha.
-
-    Raises:
-        MediaError: the file cannot be written.
-    """
-    wide = planes[0].dtype == torch.uint16
-    name = {
-        ("grey", False): "gray16be" if wide else "gray",
-        ("grey", True): "ya16be" if wide else "ya8",
-        ("rgb", False): "rgb48be" if wide else "rgb24",
-        ("rgb", True): "rgba64be" if wide else "rgba",
-    }[kind, alpha]
-    pixels = np.stack([plane.numpy() for plane in planes], axis=-1)
-    height, width = pixels.shape[:2]
-    frame = av.VideoFrame(width, height, name)
-    rows = np.frombuffer(cast(Any, frame.planes[0]), np.uint8)
-    rows = rows.reshape(-1, frame.planes[0].line_size)
-    data = pixels.astype(">u2" if wide else np.uint8).reshape(height, -1).view(np.uint8)
-    rows[:height, : data.shape[1]] = data
-    encoder = av.CodecContext.create("png", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, name
-    encoder.time_base = Fraction(1)
-    frame.color_range = FULL_RANGE
-    packets = [*encoder.encode(frame), *encoder.encode(None)]
-    partial = None
-    try:
-        partial = new_partial(path)
-        partial.write_bytes(b"".join(bytes(packet) for packet in packets))
-        os.replace(partial, path)
-    except OSError as error:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-        raise MediaError(f"cannot write {path}: {reason(error)}") from error

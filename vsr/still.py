@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from engines import Engine
 from engines.errors import MediaError
 from vsr.config import UpscaleConfig
-from vsr.convert import PlaneLayout, from_rgb, oriented, resize, to_rgb
-from vsr.encode import write_still
+from vsr.convert import PlaneLayout, from_rgb, oriented, quarter_turn, resize, to_rgb
 from vsr.output import kept_aspect_ratio
-from vsr.video import Reader
+from vsr.photo import PhotoTags, read_tags
+from vsr.picture import (
+    PICTURE_SUFFIXES,
+    TIFF_SUFFIXES,
+    PictureFormat,
+    picture_layout,
+    write_file,
+)
+from vsr.video import ClipInfo, Reader
+
+log = logging.getLogger(__name__)
+
+# of H.273, what viewers assume where nothing is said, or nearly: BT.709, none, gamma 2.2, sRGB
+_USUAL_PRIMARIES, _USUAL_TRANSFERS = (1, 2), (1, 2, 4, 6, 13)
+_HALF_DEPTH = 11  # bits that float16 keeps apart up to 1
 
 
 def upscale_still(
@@ -20,35 +38,95 @@ def upscale_still(
     """Upscale a picture to (height, width), and return the number of frames: 1.
 
     Raises:
-        MediaError: the output is no .png, or the size would change the picture's shape.
+        MediaError: the output is no picture that we write, or the size would change the picture's
+            shape.
     """
     info = reader.info
-    if output.suffix.lower() != ".png":
-        raise MediaError(f"a still is written as .png, got {output}")
+    if output.suffix.lower() not in PICTURE_SUFFIXES:
+        raise MediaError(f"a still is written as .png, .tif or .tiff, got {output}")
     if kept_aspect_ratio(config, info, size) != info.sample_aspect_ratio:
         raise MediaError(
             f"--size {size[1]}x{size[0]} would change the shape of {info.path} "
             f"({info.size[1]}x{info.size[0]})"
         )
-    planes = next(reader.frames()).value
+    tags = read_tags(info.path)
+    if tags.pages > 1:
+        log.warning("%s has %d pages: the first is taken", info.path, tags.pages)
+    stored = stored_format(info, output.suffix.lower(), tags)
+    if info.layout.depth > _HALF_DEPTH and engine.dtype == torch.float16:
+        log.warning(
+            "%s has %d bits a sample, of which back end %s keeps %d: --backend pytorch keeps all",
+            info.path, info.layout.depth, engine.backend, _HALF_DEPTH,
+        )  # fmt: skip
+    planes = enlarged(next(reader.frames()).value, info, engine, size)
+    write_file(output, stored.encode(planes))
+    return 1
+
+
+def stored_format(info: ClipInfo, suffix: str, tags: PhotoTags) -> PictureFormat:
+    """Choose how pictures made of a clip's frames or of a still are stored; warn of what is lost.
+
+    Args:
+        info: of the input.
+        suffix: of the pictures.
+        tags: of the input's file.
+    """
+    layout = picture_layout(info.layout)
+    profile = tags.profile_for(layout.kind)
+    if tags.profile is not None and profile is None:
+        log.warning(
+            "the ICC profile of %s is dropped: it is for %s, and the picture is %s",
+            info.path, tags.profile[16:20].decode("ascii", "replace").strip(), layout.kind,
+        )  # fmt: skip
+    usual = info.tags.primaries in _USUAL_PRIMARIES and info.tags.transfer in _USUAL_TRANSFERS
+    if suffix in TIFF_SUFFIXES and profile is None and not usual:
+        log.warning(
+            "the colour tags of %s (H.273 primaries %d, transfer %d) are dropped: TIFF has none; "
+            ".png keeps them",
+            info.path, info.tags.primaries, info.tags.transfer,
+        )  # fmt: skip
+    aspect = info.sample_aspect_ratio
+    if info.display_matrix is not None and quarter_turn(info.display_matrix)[0]:
+        aspect = 1 / aspect
+    return PictureFormat(
+        suffix=suffix,
+        kind=layout.kind,
+        alpha=info.alpha,
+        sample_aspect_ratio=Fraction(aspect),
+        primaries=info.tags.primaries,
+        transfer=info.tags.transfer,
+        profile=profile,
+    )
+
+
+def enlarged(
+    planes: list[Tensor], info: ClipInfo, engine: Engine, size: tuple[int, int]
+) -> list[Tensor]:
+    """Upscale one picture, its alpha too, and turn it upright.
+
+    Args:
+        planes: of `info.layout`, then alpha if `info.alpha`.
+        info: of the input.
+        engine: upscales it.
+        size: (height, width) of the output before it is turned.
+
+    Returns:
+        Planes of `picture_layout(info.layout)`, then alpha if there is.
+    """
     alpha = planes[-1] if info.alpha else None
     planes = planes[: len(info.layout.plane_sizes(1, 1))]
-    depth = 8 if info.layout.depth == 8 else 16
-    layout = replace(
-        info.layout,
-        kind="grey" if info.layout.kind == "grey" else "rgb",
-        depth=depth,
-        full_range=True,
-        chroma_step=(1, 1),
-    )
-    result = from_rgb(resize(engine(to_rgb(planes, info.layout)), size), layout)
+    layout = picture_layout(info.layout)
+    result = from_rgb(resize(_run(engine, to_rgb(planes, info.layout)), size), layout)
     if alpha is not None:
         grey = PlaneLayout(kind="grey", depth=info.layout.depth, full_range=True)
         levels = to_rgb([alpha], grey)
         constant = bool(levels.min() == levels.max())  # what is opaque stays wholly opaque
-        enlarged = levels[..., :1, :1].expand(1, 3, *size) if constant else engine(levels)
-        result += from_rgb(resize(enlarged, size), replace(grey, depth=depth))
-    if info.display_matrix is not None:  # PNG has no rotation: turn the pixels themselves
+        large = levels[..., :1, :1].expand(1, 3, *size) if constant else _run(engine, levels)
+        result += from_rgb(resize(large, size), replace(grey, depth=layout.depth))
+    if info.display_matrix is not None:  # a picture's file is not turned by its viewer: do it here
         result = [oriented(plane, info.display_matrix) for plane in result]
-    write_still(output, result, kind=layout.kind, alpha=alpha is not None)
-    return 1
+    return result
+
+
+def _run(engine: Engine, rgb: Tensor) -> Tensor:
+    return engine(rgb.to(engine.device, engine.dtype)).float().cpu()

@@ -27,6 +27,7 @@ from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
 from vsr.deinterlace import deinterlaced
 from vsr.hdr import StaticMetadata, parse
+from vsr.photo import read_tags
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
 from vsr.region import Crop, Window, Zoom, window
 from vsr.siting import read_siting
@@ -51,6 +52,10 @@ FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
+# PyAV 18.1 frees the name of a PNG's ICC profile twice where its side data is looked at
+_BAD_SIDE_DATA = frozenset({"png", "apng"})
+# libavcodec takes a PNG's samples per unit for the sides of a sample, reading and writing
+INVERTED_ASPECT = frozenset({"png", "apng"})
 _DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
 _FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
 JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
@@ -322,13 +327,20 @@ class Reader:
         full = full or tags.range == FULL_RANGE
         if kind == "grey" and is_still:
             full = full or tags.range == 0
-        side_data = _side_data(frame)
+        deepest = max(component.bits for component in frame.format.components)
+        if deepest > 16:
+            log.warning("%s has %d bits a sample: rounded to 16", self._path, deepest)
+        side_data = {} if context.name in _BAD_SIDE_DATA else _side_data(frame)
+        display_matrix = _display_matrix(frame, side_data)
+        if is_still:
+            display_matrix = read_tags(self._path).display_matrix or display_matrix
         if _DOLBY_VISION & side_data.keys():
             log.warning(
                 "%s is Dolby Vision: its HDR10, HLG or SDR base is upscaled, its Dolby Vision "
                 "layer is not kept",
                 self._path,
             )
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
         time_base = Fraction(stream.time_base or Fraction(1, 1000))
         rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
         rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
@@ -349,11 +361,11 @@ class Reader:
             tags=tags,
             alpha=alpha,
             is_still=is_still,
-            sample_aspect_ratio=Fraction(stream.sample_aspect_ratio or 1),
+            sample_aspect_ratio=1 / aspect if context.name in INVERTED_ASPECT else aspect,
             time_base=time_base,
             average_rate=Fraction(rate),
             frames=stream.frames or round(seconds * rate) or None,
-            display_matrix=_display_matrix(frame),
+            display_matrix=display_matrix,
             hdr=parse(
                 side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
                 side_data.get(SideDataType.CONTENT_LIGHT_LEVEL),
@@ -431,8 +443,10 @@ def _side_data(frame: av.VideoFrame) -> dict[SideDataType, bytes]:
         return {}
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
-    stored = _side_data(frame).get(SideDataType.DISPLAYMATRIX)
+def _display_matrix(
+    frame: av.VideoFrame, side_data: dict[SideDataType, bytes]
+) -> tuple[int, ...] | None:
+    stored = side_data.get(SideDataType.DISPLAYMATRIX)
     if stored is not None:
         return tuple(int(value) for value in np.frombuffer(stored, np.int32))
     turn = frame.rotation % 360  # where a kind without a name hides the matrix
