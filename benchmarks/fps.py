@@ -260,7 +260,7 @@ def measure_backend(backend: str, source: Path, protocol: Protocol, rate: float)
     alone = stages["engine"]["fps"]
     return {
         "backend": engine.backend,
-        "precision": str(engine.dtype).removeprefix("torch."),
+        "precision": engine.precision,
         "model": model.name,
         "sha256": model.sha256,
         "load_seconds": round(load_seconds, 3),

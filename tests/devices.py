@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -177,3 +177,81 @@ def _poisoned(like: Tensor) -> Tensor:
     memory = torch.empty(like.shape, dtype=like.dtype)
     memory.view(torch.uint8).fill_(POISON) if memory.ndim else memory.fill_(1)
     return memory
+
+
+# --------------------------------------------------------------------------------------------------
+# PyTorch's interface to a GPU, for engines
+# --------------------------------------------------------------------------------------------------
+
+
+class GpuStream:
+    """Notes whom it waits for; work on it is the CPU's and done at once."""
+
+    cuda_stream = 7
+
+    def __init__(self, device=None) -> None:
+        self.waited_for: list[object] = []
+
+    def wait_stream(self, other) -> None:
+        self.waited_for.append(other)
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Graph:
+    """Runs what was captured when it is replayed, and not before."""
+
+    capturing: Graph | None = None
+    refuse = False
+    replays = 0
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def replay(self) -> None:
+        Graph.replays += 1
+        for kernels in self.work:
+            kernels()
+
+
+@contextmanager
+def capture(graph: Graph, *, stream: GpuStream, capture_error_mode: str):
+    assert capture_error_mode == "thread_local"
+    if Graph.refuse:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    Graph.capturing = graph
+    try:
+        yield
+    finally:
+        Graph.capturing = None
+
+
+class CapturedNet(torch.nn.Module):
+    """A network whose work, while a graph is captured, is left for the replays."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if Graph.capturing is None:
+            return self.net(frames)
+        output = torch.zeros_like(self.net(frames))
+        Graph.capturing.work.append(lambda: output.copy_(self.net(frames)))
+        return output
+
+
+def simulate_cuda(monkeypatch) -> GpuStream:
+    """Let PyTorch believe in a GPU; return its current stream."""
+    caller = GpuStream()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Stream", GpuStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: caller)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(Graph, "refuse", False)
+    monkeypatch.setattr(Graph, "replays", 0)
+    return caller
