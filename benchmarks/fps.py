@@ -41,7 +41,7 @@ from itertools import cycle, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -58,8 +58,18 @@ from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # n
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
 from vsr.memory import peak_bytes  # noqa: E402
 from vsr.pipeline import run  # noqa: E402
-from vsr.stages import chained, to_plane_frames, to_rgb_frames, upscaled  # noqa: E402
+from vsr.stages import (  # noqa: E402
+    Staged,
+    chained,
+    device_of,
+    to_plane_frames,
+    to_rgb_frames,
+    upscaled,
+)
+from vsr.transfer import Slot  # noqa: E402
 from vsr.video import Reader, Timed  # noqa: E402
+
+T = TypeVar("T")
 
 STAGES = ("decode", "convert", "engine", "convert back", "encode")
 LARGE_FRAMES = 4  # enlarged RGB frames kept for the stage after the engine: 25 MB each at 1080p
@@ -250,7 +260,7 @@ def measure_backend(backend: str, source: Path, protocol: Protocol, rate: float)
     alone = stages["engine"]["fps"]
     return {
         "backend": engine.backend,
-        "precision": str(engine.dtype).removeprefix("torch."),
+        "precision": engine.precision,
         "model": model.name,
         "sha256": model.sha256,
         "load_seconds": round(load_seconds, 3),
@@ -320,21 +330,47 @@ def measure_stages(
     with Reader(source, threads=threads) as reader, ExitStack() as stack:
         planes: list[Timed[list[Tensor]]] = []  # keeping them is no work
         chain = chained(reader.frames(), info.layout, engine, encoding.layout, size, stack)
-        null = timed(chain, protocol, planes.append)
-    rgb: list[Timed[Tensor]] = []
+        null = timed(chain, protocol, lambda frame: planes.append(owned(frame, engine)))
+    filled = in_slots(decoded, engine)
+    rgb: list[Timed[Staged | None]] = []
     stages["convert"] = timed(
-        to_rgb_frames(iter(decoded), info.layout, engine), protocol, rgb.append
+        finished(to_rgb_frames(iter(filled), info.layout, engine), engine), protocol, rgb.append
     )
-    stages["engine"] = timed(upscaled(iter(rgb), engine), protocol)
+    stages["engine"] = timed(finished(upscaled(iter(rgb), engine), engine), protocol)
     large = list(upscaled(iter(rgb[:LARGE_FRAMES]), engine))
-    stages["convert back"] = timed(
-        to_plane_frames(islice(cycle(large), count), encoding.layout, size), protocol
-    )
+    back = to_plane_frames(islice(cycle(large), count), encoding.layout, size)
+    stages["convert back"] = timed(finished(back, engine), protocol)
     stages["encode"] = timed(encoded(planes, encoding), protocol)
     total = sum(1 / stage["fps"] for stage in stages.values())
     for stage in stages.values():
         stage["share"] = round(1 / stage["fps"] / total, 3)
     return stages, null
+
+
+def owned(frame: Timed[list[Tensor]], engine: Engine) -> Timed[list[Tensor]]:
+    """Return a frame whose planes stay as they are: those of a GPU's chain are overwritten."""
+    if engine.device.type == "cpu":
+        return frame
+    return Timed([plane.clone() for plane in frame.value], frame.pts, frame.duration)
+
+
+def in_slots(frames: list[Timed[list[Tensor]]], engine: Engine) -> list[Timed[Slot | None]]:
+    """Upload each frame, into a slot of its own."""
+    device = device_of(engine)
+    filled: list[Timed[Slot | None]] = []
+    for frame in frames:
+        slot = device.slot()
+        slot.upload(frame.value)
+        filled.append(Timed(slot, frame.pts, frame.duration))
+    return filled
+
+
+def finished(frames: Iterable[T], engine: Engine) -> Iterator[T]:
+    """Hand on each frame when the device is done with it, and not when it is launched."""
+    for frame in frames:
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)
+        yield frame
 
 
 def encoded(planes: Iterable[Timed[list[Tensor]]], encoding: PictureEncoding) -> Iterator[None]:

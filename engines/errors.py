@@ -5,6 +5,7 @@ VSRError                  anything the user can act on; the command line prints 
 ├── EngineBuildError      the back end refused the network
 ├── WeightsError          the weights file is damaged, foreign, or of another network
 ├── UnsupportedShape      a frame that the engine cannot take
+│   └── OutOfMemory       not in the memory that is free; in parts perhaps
 └── MediaError            the clip cannot be read, or the output cannot be written
 
 A caller's bug is a `TypeError` or `ValueError`.
@@ -31,6 +32,10 @@ class WeightsError(VSRError):
 
 class UnsupportedShape(VSRError):
     """A frame has a size or layout that the engine cannot take."""
+
+
+class OutOfMemory(UnsupportedShape):
+    """A frame does not fit into the memory that is free; it may do so in parts."""
 
 
 class MediaError(VSRError):

@@ -17,16 +17,15 @@ from torch import Tensor
 from engines.algebra import Rewrites, rewrite
 from engines.base import Engine, Precision, choose_precision
 from engines.cache import EngineCache, EngineKey, Shape
-from engines.errors import BackendUnavailable, UnsupportedShape
+from engines.errors import BackendUnavailable, OutOfMemory
 from engines.export import INPUT, OUTPUT, export_onnx
+from engines.graph import GraphedRun
 from engines.trt_build import BuildOptions, Profile, TensorRT, build_engine, find_tensorrt
 from engines.weights import Model
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_WARM_UP_RUNS = 3
 
 
 class Compiler:
@@ -126,13 +125,13 @@ class Session:
 
     Raises:
         BackendUnavailable: the library cannot load the engine, or it is for other frames.
-        UnsupportedShape: the GPU has no memory left for it.
+        OutOfMemory: the GPU has no memory left for it.
     """
 
     def __init__(
         self, library: TensorRT, data: bytes, *, shape: Shape, scale: int, device: torch.device
     ) -> None:
-        self.shape, self._device, self._library = shape, device, library
+        self.shape = shape
         self._runtime = library.module.Runtime(library.logger)  # must outlive its engines
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
@@ -151,60 +150,25 @@ class Session:
             raise BackendUnavailable(f"the engine takes and gives {found}, expected {expected}")
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise UnsupportedShape(
-                f"no execution context for {shape} on the GPU: {library.last_error}"
-            )
+            raise OutOfMemory(f"no execution context for {shape} on the GPU: {library.last_error}")
         try:
-            self._input = torch.zeros(expected[INPUT], dtype=torch.float16, device=device)
-            self._output = torch.zeros(expected[OUTPUT], dtype=torch.float16, device=device)
+            frames = torch.zeros(expected[INPUT], dtype=torch.float16, device=device)
+            output = torch.zeros(expected[OUTPUT], dtype=torch.float16, device=device)
         except torch.OutOfMemoryError as error:
-            raise UnsupportedShape(f"no GPU memory left for frames of {shape}") from error
-        self._context.set_tensor_address(INPUT, self._input.data_ptr())
-        self._context.set_tensor_address(OUTPUT, self._output.data_ptr())
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._launch: Callable[[], None] = self._enqueue
-        self._capture()
+            raise OutOfMemory(f"no GPU memory left for frames of {shape}") from error
+        self._context.set_tensor_address(INPUT, frames.data_ptr())
+        self._context.set_tensor_address(OUTPUT, output.data_ptr())
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise RuntimeError(f"{self._library.flavour} failed: {self._library.last_error}")
+        def enqueue(stream: torch.cuda.Stream) -> Tensor:
+            if not self._context.execute_async_v3(stream.cuda_stream):
+                raise RuntimeError(f"{library.flavour} failed: {library.last_error}")
+            return output
 
-    def _capture(self) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UP_RUNS):  # what is allocated or chosen late is now
-                self._enqueue()
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: what the pipeline's other threads do meanwhile must not spoil it
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._enqueue()
-        except RuntimeError as error:
-            log.warning("no CUDA graph, each frame is launched kernel by kernel: %s", error)
-        else:
-            self._launch = graph.replay
-
-    def run(self, frames: Tensor) -> Tensor:
-        """Upscale frames of the session's shape, in order with the caller's stream.
-
-        Args:
-            frames: (N, 3, H, W) float16 RGB in [0, 1], on the session's GPU.
-
-        Returns:
-            (N, 3, H*scale, W*scale), the same; a fresh tensor. It may not be computed yet, but
-            whatever the caller's stream does next comes after it.
-        """
-        caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            self._input.copy_(frames, non_blocking=True)
-            self._launch()
-            result = self._output.clone()
-        caller.wait_stream(self._stream)
-        frames.record_stream(self._stream)  # their memory is not reused before it is read
-        result.record_stream(caller)
-        return result
+            self.run = GraphedRun(frames, enqueue)
+            """upscales (N, 3, H, W) float16 RGB in [0, 1] on the session's GPU"""
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"no GPU memory left for frames of {shape}") from error
 
 
 class TensorRTEngine(Engine):

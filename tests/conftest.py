@@ -37,6 +37,13 @@ def _own_engine_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _no_gpu_unless_asked_for(request, monkeypatch):
+    """Let a test see a GPU only if it is marked so: the others mean the CPU, whatever is there."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def _own_random_state():
     """Give each test the same random numbers, and the next one an untouched state."""
     state = torch.get_rng_state()

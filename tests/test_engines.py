@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from devices import CapturedNet, Graph, simulate_cuda
 
-from engines import BACKENDS, create_engine, load_model
+from engines import BACKENDS, create_engine, load_model, pytorch
 from engines.base import choose_precision
 from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.networks import build_network, fold
+from engines.pytorch import PyTorchEngine
 from engines.weights import Model
 
 SMALL = {
@@ -21,9 +23,9 @@ SMALL = {
 
 # float32: sums in another order, ten layers deep; float16: 11 bits, rounded at each layer
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
-BACKENDS_HERE = [
-    pytest.param(name, marks=pytest.mark.gpu) if name == "tensorrt" else name for name in BACKENDS
-]
+# back end, precision, whether on a GPU
+HERE = [("openvino", "auto", False), ("pytorch", "fp32", False)]
+ON_GPU = [("pytorch", "fp32", True), ("pytorch", "fp16", True), ("tensorrt", "fp16", True)]
 
 
 def tiny_model(network: str) -> Model:
@@ -41,13 +43,25 @@ def model(request):
     return tiny_model(request.param)
 
 
-@pytest.fixture(scope="module", params=BACKENDS_HERE)
+@pytest.fixture(
+    scope="module",
+    params=[*HERE, *(pytest.param(each, marks=pytest.mark.gpu) for each in ON_GPU)],
+    ids=lambda each: f"{each[0]}-{each[1]}-{'gpu' if each[2] else 'cpu'}",
+)
 def engine(request, model):
-    if request.param == "tensorrt" and model.network == "srcnn":
+    backend, precision, gpu = request.param
+    if backend == "tensorrt" and model.network == "srcnn":
         pytest.skip("TensorRT has no antialiased bicubic enlargement")
-    engine = create_engine(model, backend=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        if not gpu:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        engine = create_engine(model, backend=backend, precision=precision)
     yield engine
     engine.close()
+
+
+def test_every_back_end_is_held_to_the_contract():
+    assert {backend for backend, *_ in HERE + ON_GPU} == set(BACKENDS)
 
 
 def frames_of(engine, *shape: int) -> torch.Tensor:
@@ -154,6 +168,75 @@ def test_an_unknown_back_end_is_named(model):
         ValueError, match=r"unknown backend 'onnx'; known: auto, openvino, pytorch, tensorrt"
     ):
         create_engine(model, backend="onnx")
+
+
+# --- PyTorch on a simulated GPU -------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(model, monkeypatch):
+    """The back end with its memory on the CPU and everything else on a simulated GPU."""
+    caller = simulate_cuda(monkeypatch)
+    monkeypatch.setattr(pytorch, "_gpu", lambda: torch.device("cpu"))
+
+    def make(precision="auto"):
+        engine = PyTorchEngine(model, precision=precision)
+        engine._net = CapturedNet(engine._net)
+        engine.caller = caller
+        return engine
+
+    return make
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("auto", torch.float16)])
+def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
+    if model.network == "srcnn" and dtype == torch.float16:
+        pytest.skip("PyTorch has no antialiased enlargement in half precision on the CPU")
+    engine = on_gpu(precision)
+    assert (engine.precision, engine.dtype) == ("fp32" if precision == "fp32" else "fp16", dtype)
+    results = []
+    for count, width in enumerate((8, 8, 12, 8), 1):
+        frames = torch.rand(1, 3, 6, width, dtype=dtype)
+        results.append((engine(frames), model.net(frames.float()).clamp(0, 1)))
+        assert Graph.replays == count
+    for result, expected in results:  # compared at the end: they are the caller's to keep
+        assert result.is_contiguous()
+        torch.testing.assert_close(result.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+    stream = engine._graphed[1]._stream
+    assert stream.waited_for[-1] is engine.caller
+    assert engine.caller.waited_for[-1] is stream
+    engine.close()
+
+
+def test_a_gpu_that_refuses_the_graph_runs_with_a_warning(on_gpu, model, monkeypatch, caplog):
+    monkeypatch.setattr(Graph, "refuse", True)
+    engine, frames = on_gpu("fp32"), torch.rand(2, 3, 6, 9)
+    torch.testing.assert_close(engine(frames), model.net(frames).clamp(0, 1), atol=1e-5, rtol=0)
+    assert Graph.replays == 0
+    assert "no CUDA graph" in caplog.text
+
+
+def test_float32_on_a_gpu_is_float32_and_repeatable(on_gpu):
+    seen = []
+    engine = on_gpu("fp32")
+    forward = engine._net.forward
+
+    def look(frames):
+        flags = torch.backends.cudnn
+        seen.append((flags.enabled, flags.allow_tf32, flags.deterministic))
+        return forward(frames)
+
+    engine._net.forward = look
+    engine(torch.rand(1, 3, 6, 6))
+    assert set(seen) == {(True, False, True)}
+
+
+def test_half_precision_without_a_gpu_is_one_clear_line(model):
+    with pytest.raises(
+        BackendUnavailable,
+        match=r"^backend 'pytorch' computes in fp32 without an NVIDIA GPU, not in fp16$",
+    ):
+        create_engine(model, backend="pytorch", precision="fp16")
 
 
 # --- choosing a precision -------------------------------------------------------------------------

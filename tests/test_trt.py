@@ -6,7 +6,6 @@ simulated device runs a captured graph only when it is replayed.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from devices import Graph, simulate_cuda
 from test_engines import tiny_model
 
 import engines
@@ -88,43 +88,6 @@ class Context:
         return True
 
 
-class Stream:
-    cuda_stream = 7
-
-    def __init__(self, device=None) -> None:
-        self.waited_for: list[object] = []
-
-    def wait_stream(self, other) -> None:
-        self.waited_for.append(other)
-
-    def synchronize(self) -> None:
-        pass
-
-
-class Graph:
-    capturing: Graph | None = None
-    refuse = False
-    replays = 0
-
-    def __init__(self) -> None:
-        self.work: list = []
-
-    def replay(self) -> None:
-        Graph.replays += 1
-        for kernels in self.work:
-            kernels()
-
-
-@contextlib.contextmanager
-def capture(graph: Graph, *, stream, capture_error_mode: str):
-    assert capture_error_mode == "thread_local"
-    if Graph.refuse:
-        raise RuntimeError("operation not permitted when stream is capturing")
-    Graph.capturing = graph
-    yield
-    Graph.capturing = None
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_model("srgan-lite")
@@ -133,22 +96,14 @@ def model():
 @pytest.fixture
 def library(model, monkeypatch, tmp_path):
     """A simulated library on a simulated GPU."""
-    library, caller = Library(model.net), Stream()
+    library = Library(model.net)
     monkeypatch.setattr(trt, "find_tensorrt", library.as_found)
     monkeypatch.setattr(trt, "build_engine", library.build)
     monkeypatch.setattr(trt, "export_onnx", lambda net, *, dtype, shape: repr(shape).encode())
     monkeypatch.setattr(trt, "_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(trt, "_this_gpu", lambda: ("NVIDIA Simulated", "9.0", "13.0"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: caller)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    monkeypatch.setattr(Graph, "refuse", False)
-    monkeypatch.setattr(Graph, "replays", 0)
-    library.caller, library.cache = caller, EngineCache(tmp_path / "engines")
+    library.caller = simulate_cuda(monkeypatch)
+    library.cache = EngineCache(tmp_path / "engines")
     return library
 
 
@@ -213,7 +168,7 @@ def test_results_are_the_callers_to_keep(engine):
 
 def test_the_two_streams_wait_for_each_other(library, engine):
     engine(frames_of(1, 3, 8, 8))
-    stream = engine._session._stream
+    stream = engine._session.run._stream
     assert stream.waited_for[-1] is library.caller
     assert library.caller.waited_for == [stream]
 
@@ -361,4 +316,4 @@ def test_a_gpu_keeps_frames_apart_while_many_are_in_flight(model, tmp_path):
     alone = [engine(frame).cpu() for frame in frames]
     flying = [engine(frame.clone()) for frame in frames]
     assert all(torch.equal(a, b.cpu()) for a, b in zip(alone, flying, strict=True))
-    assert engine._session._launch.__name__ == "replay"
+    assert engine._session.run.captured

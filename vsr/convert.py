@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -142,15 +143,7 @@ def from_rgb(rgb: Tensor, layout: PlaneLayout) -> list[Tensor]:
         return [_quantise(plane, layout, layout.luma_gain_offset) for plane in rgb[0]]
     if layout.kind == "grey":  # three equal channels went in: their mean came out
         return [_quantise(rgb[0].mean(0), layout, layout.luma_gain_offset)]
-    kr, kb = LUMA_WEIGHTS[layout.matrix]
-    kg = 1 - kr - kb
-    to_y = rgb.new_tensor([[kr, kg, kb]])
-    to_uv = rgb.new_tensor(
-        [
-            [-kr / (2 * (1 - kb)), -kg / (2 * (1 - kb)), 0.5],
-            [0.5, -kg / (2 * (1 - kr)), -kb / (2 * (1 - kr))],
-        ]
-    )
+    to_y, to_uv = _to_yuv(layout.matrix, rgb.device)
     height, width = rgb.shape[2:]
     y = (to_y @ rgb.view(3, -1)).view(height, width)
     small = _shrink_chroma(rgb[0], layout)  # (3, h, w); linear, so shrinking first is the same
@@ -161,6 +154,24 @@ def from_rgb(rgb: Tensor, layout: PlaneLayout) -> list[Tensor]:
         _quantise(u, layout, chroma),
         _quantise(v, layout, chroma),
     ]
+
+
+@lru_cache(maxsize=32)
+def _to_yuv(matrix: Matrix, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what makes Y (1, 3) and U, V (2, 3) of R, G, B.
+
+    Made once: to bring numbers to a GPU is to wait for it.
+    """
+    kr, kb = LUMA_WEIGHTS[matrix]
+    kg = 1 - kr - kb
+    to_uv = [
+        [-kr / (2 * (1 - kb)), -kg / (2 * (1 - kb)), 0.5],
+        [0.5, -kg / (2 * (1 - kr)), -kb / (2 * (1 - kr))],
+    ]
+    return (
+        torch.tensor([[kr, kg, kb]], device=device),
+        torch.tensor(to_uv, device=device),
+    )
 
 
 def _quantise(plane: Tensor, layout: PlaneLayout, gain_offset: tuple[float, float]) -> Tensor:
@@ -210,9 +221,10 @@ def _shrink_chroma(rgb: Tensor, layout: PlaneLayout) -> Tensor:
         padded = F.pad(rgb[None], padding, mode="replicate")[0]
         parts = (padded.narrow(axis + 1, k, (count - 1) * step + 1) for k in range(len(weights)))
         every = (slice(None),) * (axis + 1) + (slice(None, None, step),)
-        total = torch.zeros(())
-        for weight, part in zip(weights, parts, strict=True):
-            total = total.to(rgb.device) + part[every] * weight
+        weighted = (part[every] * weight for weight, part in zip(weights, parts, strict=True))
+        total = next(weighted)
+        for part in weighted:
+            total += part
         rgb = total
     return rgb
 

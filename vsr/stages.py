@@ -1,10 +1,14 @@
-"""The stages of a clip's job, each a generator of frames and each in a thread of its own."""
+"""The stages of a clip's job, each a generator of frames.
+
+On the CPU each has a thread of its own. On an accelerator one thread launches all that is computed,
+and the frame's `Slot` keeps uploads, work and downloads in order (see `vsr.transfer`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +17,15 @@ from engines import Engine
 from engines.tiles import TiledEngine
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
 from vsr.threads import Meter, in_thread
+from vsr.transfer import Cuda, Device, Host, Slot, Slots
 from vsr.video import Timed
 
 T = TypeVar("T")
 
 QUEUE_DEPTH = 2
 STAGES = ("decode", "to-rgb", "engine", "to-planes", "encode")
+# four queues and what is made on either side of each, and the one that is read: never scarce
+_HOST_SLOTS = 4 * (QUEUE_DEPTH + 2)
 
 
 class StageMeters(dict[str, Meter]):
@@ -38,6 +45,19 @@ class StageMeters(dict[str, Meter]):
         return {name: self[name].queued for name in STAGES[:-1]}
 
 
+class Staged(NamedTuple):
+    """A frame between two stages."""
+
+    slot: Slot
+    rgb: Tensor
+    """(1, 3, H, W) on the device; to be read within the slot's `work` only"""
+
+
+def device_of(engine: Engine) -> Device:
+    """Return where an engine's frames have to be brought."""
+    return Cuda(engine.device) if engine.device.type == "cuda" else Host(_HOST_SLOTS)
+
+
 def chained(
     frames: Iterator[Timed[list[Tensor]]],
     layout: PlaneLayout,
@@ -48,10 +68,12 @@ def chained(
     *,
     changed_only: bool = False,
     meters: StageMeters | None = None,
+    device: Device | None = None,
 ) -> Iterator[Timed[list[Tensor]]]:
-    """Chain the stages from decoded planes to those of the output, each in a thread of its own.
+    """Chain the stages from decoded planes to those of the output.
 
-    A frame equal to the one before it, to the bit, comes out as the very same list of planes.
+    A frame equal to the one before it, to the bit, comes out as the very same list of planes. On an
+    accelerator the planes are those of a slot: valid until the next frame is asked for.
 
     Args:
         frames: from the decoder; consumed in a thread.
@@ -61,22 +83,31 @@ def chained(
         size: (height, width) of the output.
         stack: closes the stages, from the last to the first.
         changed_only: compute only the tiles that differ from those of the frame before.
-        meters: told what each stage costs.
+        meters: told what each stage costs; on an accelerator all that is launched is "to-planes".
+        device: None: where the engine is.
     """
     meters = meters or StageMeters()
+    device = device or device_of(engine)
+    slots = Slots(device)
+    stack.callback(slots.close)
 
     def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
         made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name])
         return stack.enter_context(closing(made))
 
-    decoded = stage(without_repeats(frames), "decode")
-    rgb = stage(to_rgb_frames(decoded, layout, engine), "to-rgb")
+    def step(items: Iterable[Timed[T]], name: str) -> Iterable[Timed[T]]:
+        return stage(items, name) if device.stages_overlap else items
+
+    uploads = stage(uploaded(without_repeats(frames), slots, layout), "decode")
+    rgb = step(to_rgb_frames(uploads, layout, engine), "to-rgb")
     if changed_only:
         assert isinstance(engine, TiledEngine)
-        large = stage(upscaled_where_changed(rgb, engine), "engine")
+        large = step(upscaled_where_changed(rgb, engine), "engine")
     else:
-        large = stage(upscaled(rgb, engine), "engine")
-    return stage(to_plane_frames(large, output_layout, size), "to-planes")
+        large = step(upscaled(rgb, engine), "engine")
+    downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
+    stack.callback(slots.stop)  # runs first: a thread that waits for a slot cannot be closed
+    return delivered(downloads, slots)
 
 
 def without_repeats(
@@ -90,49 +121,83 @@ def without_repeats(
         last = frame.value
 
 
-def to_rgb_frames(
-    frames: Iterator[Timed[list[Tensor] | None]], layout: PlaneLayout, engine: Engine
-) -> Iterator[Timed[Tensor | None]]:
-    """Turn planes into what the engine takes, (1, 3, H, W) on its device; alpha is left out."""
+def uploaded(
+    frames: Iterable[Timed[list[Tensor] | None]], slots: Slots, layout: PlaneLayout
+) -> Iterator[Timed[Slot | None]]:
+    """Put each frame's planes into a slot, once one is free; alpha is left out."""
     count = len(layout.plane_sizes(1, 1))
     for frame in frames:
-        if frame.value is None:
-            yield Timed(None, frame.pts, frame.duration)
-            continue
-        planes = [plane.to(engine.device) for plane in frame.value[:count]]
-        rgb = to_rgb(planes, layout).to(engine.dtype)
-        yield Timed(rgb, frame.pts, frame.duration)
+        slot = None
+        if frame.value is not None:
+            slot = slots.take()
+            if slot is None:  # the job is over
+                return
+            slot.upload(frame.value[:count])
+        yield Timed(slot, frame.pts, frame.duration)
+
+
+def to_rgb_frames(
+    frames: Iterable[Timed[Slot | None]], layout: PlaneLayout, engine: Engine
+) -> Iterator[Timed[Staged | None]]:
+    """Turn planes into what the engine takes, (1, 3, H, W) on its device."""
+    for frame in frames:
+        staged = None
+        if (slot := frame.value) is not None:
+            with slot.work():
+                staged = Staged(slot, to_rgb(slot.planes, layout).to(engine.dtype))
+        yield Timed(staged, frame.pts, frame.duration)
 
 
 def upscaled(
-    frames: Iterator[Timed[Tensor | None]], engine: Engine
-) -> Iterator[Timed[Tensor | None]]:
+    frames: Iterable[Timed[Staged | None]], engine: Engine
+) -> Iterator[Timed[Staged | None]]:
     """Run the engine."""
     for frame in frames:
-        large = None if frame.value is None else engine(frame.value)
-        yield Timed(large, frame.pts, frame.duration)
+        staged = frame.value
+        if staged is not None:
+            with staged.slot.work():
+                staged = staged._replace(rgb=engine(staged.rgb))
+        yield Timed(staged, frame.pts, frame.duration)
 
 
 def upscaled_where_changed(
-    frames: Iterator[Timed[Tensor | None]], engine: TiledEngine
-) -> Iterator[Timed[Tensor | None]]:
+    frames: Iterable[Timed[Staged | None]], engine: TiledEngine
+) -> Iterator[Timed[Staged | None]]:
     """Run the engine on what differs from the frame before."""
     last: tuple[Tensor, Tensor] | None = None
     for frame in frames:
-        large = None
-        if frame.value is not None:
-            large = engine(frame.value) if last is None else engine.update(frame.value, *last)
-            last = frame.value, large
-        yield Timed(large, frame.pts, frame.duration)
+        staged = frame.value
+        if staged is not None:
+            with staged.slot.work():
+                rgb = staged.rgb
+                large = engine(rgb) if last is None else engine.update(rgb, *last)
+            last = rgb, large
+            staged = staged._replace(rgb=large)
+        yield Timed(staged, frame.pts, frame.duration)
 
 
 def to_plane_frames(
-    frames: Iterator[Timed[Tensor | None]], layout: PlaneLayout, size: tuple[int, int]
-) -> Iterator[Timed[list[Tensor]]]:
-    """Shrink to the output's size and turn into the planes that the encoder takes, on the CPU."""
+    frames: Iterable[Timed[Staged | None]], layout: PlaneLayout, size: tuple[int, int]
+) -> Iterator[Timed[Slot | None]]:
+    """Shrink to the output's size and turn into the planes that the encoder takes."""
+    for frame in frames:
+        slot = None
+        if frame.value is not None:
+            slot, rgb = frame.value
+            with slot.work():
+                planes = from_rgb(resize(rgb.float(), size), layout)
+            slot.download(planes)
+        yield Timed(slot, frame.pts, frame.duration)
+
+
+def delivered(frames: Iterable[Timed[Slot | None]], slots: Slots) -> Iterator[Timed[list[Tensor]]]:
+    """Wait for each frame's planes; its slot is free again when the next frame's turn has come."""
     planes: list[Tensor] = []
+    held: Slot | None = None
     for frame in frames:
         if frame.value is not None:
-            rgb = resize(frame.value.float(), size)
-            planes = [plane.cpu() for plane in from_rgb(rgb, layout)]
+            if held is not None:
+                slots.give_back(held)
+            held = frame.value
+            planes = held.result()
         yield Timed(planes, frame.pts, frame.duration)
