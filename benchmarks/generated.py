@@ -52,6 +52,7 @@ class Recipe:
     """tags of each sound stream; the first is the default one"""
     sound_codec: str = "aac"
     sound_seconds: float = 0.48
+    sound_start_seconds: float = 0.0
     text: str | None = None
     """codec of subtitles"""
     raw: str | None = None
@@ -101,7 +102,9 @@ class Recipe:
             for packets in writers:
                 container.mux(packets)
             for number, sound in enumerate(sounds):
-                for frame in tones(self.sound_seconds, 440.0 * (number + 1)):
+                for frame in tones(
+                    self.sound_seconds, 440.0 * (number + 1), self.sound_start_seconds
+                ):
                     container.mux(sound.encode(frame))
                 container.mux(sound.encode(None))
         return path
@@ -142,7 +145,9 @@ class Recipe:
         add = container.add_data_stream if self.raw == "klv" else container.add_mux_stream
         stream = add(self.raw)
         stream.time_base = MILLISECOND
-        return [_timed(av.Packet(bytes(range(40 + at % 7))), at, stream) for at in (0, 160, 320)]
+        # for PGS, a composition of nothing and its end; for data, as good as any bytes
+        data = bytes([0x16, 0, 11, *range(11), 0x80, 0, 0])
+        return [_timed(av.Packet(data), at, stream) for at in (0, 160, 320)]
 
 
 def _timed(packet: Any, at: int, stream: Any) -> Any:
@@ -192,14 +197,15 @@ def picture(
     return frame
 
 
-def tones(seconds: float, hertz: float = 440.0) -> list[av.AudioFrame]:
+def tones(seconds: float, hertz: float = 440.0, start_seconds: float = 0.0) -> list[av.AudioFrame]:
     """Return a stereo tone, in frames as AAC takes them."""
     frames = []
     for start in range(0, round(seconds * RATE), _FRAME_SAMPLES):
         time = np.arange(start, start + _FRAME_SAMPLES) / RATE
         wave: NDArray[np.float32] = (0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), "fltp", "stereo")
-        frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
+        frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
+        frame.pts = start + round(start_seconds * RATE)
         frames.append(frame)
     return frames
 
@@ -214,6 +220,7 @@ _TAGS = {
     "p3_srgb": (12, 13, 1, 2),
 }
 _INTERLACED = {"x264-params": "tff=1"}
+_WRAPPING = range(2**33 - 18_000, 2**33 + 25_200, 3600)
 RECIPES = (
     Recipe("vfr.mp4", "uneven frame times", times=(0, 40, 41, 130, 131, 400, 2000, 2040)),
     Recipe("vfr.mkv", "uneven frame times", times=(0, 40, 41, 130, 131, 400, 2000, 2040)),
@@ -226,10 +233,11 @@ RECIPES = (
     Recipe("late.ts", "times that begin far from zero", times=range(90_000, 130_000, 3600),
            time_base=Fraction(1, 90_000), sounds=({},)),
     Recipe("negative.ts", "timestamps below zero: a clock that wraps round soon after the start",
-           times=range(2**33 - 18_000, 2**33 + 25_200, 3600), time_base=Fraction(1, 90_000)),
-    Recipe("negative_to.ts", "timestamps below zero, in Matroska",
-           times=range(2**33 - 18_000, 2**33 + 25_200, 3600), time_base=Fraction(1, 90_000),
-           output=".mkv"),
+           times=_WRAPPING, time_base=Fraction(1, 90_000), sounds=({},), sound_codec="mp2",
+           sound_start_seconds=_WRAPPING[0] / 90_000),
+    Recipe("negative_to.ts", "timestamps below zero, in Matroska", times=_WRAPPING,
+           time_base=Fraction(1, 90_000), sounds=({},), sound_codec="mp2",
+           sound_start_seconds=_WRAPPING[0] / 90_000, output=".mkv"),
     Recipe("ntsc.mp4", "30000/1001 frames a second", times=range(0, 12_012, 1001),
            time_base=Fraction(1, 30_000)),
     Recipe("turned.mp4", "rotation by 90 degrees", turn=(90, False)),
