@@ -16,6 +16,7 @@ import vsr
 from engines import create_engine, load_model
 from vsr import hdr
 from vsr.convert import PlaneLayout, from_rgb, to_rgb
+from vsr.pixels import write_planes
 from vsr.video import Reader
 
 upscale = partial(vsr.upscale, backend="pytorch")
@@ -84,6 +85,39 @@ def test_dolby_vision_is_said_to_lose_its_layer(plain_clip, monkeypatch, caplog)
     with Reader(plain_clip):
         pass
     assert "plain.mp4 is Dolby Vision: its HDR10, HLG or SDR base is upscaled" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "transfer"), [("PQ", 16), ("HLG", 18)])
+def test_a_neutral_ramp_stays_neutral_and_rising_through_the_whole_command(
+    name, transfer, tmp_path
+):
+    """From the darkest legal code to the brightest, by the shipped weights."""
+    codes = torch.arange(64, 941, 12)
+    source, output = tmp_path / f"{name}.mkv", tmp_path / "out.mkv"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("ffv1", rate=25, width=8 * len(codes), height=32)
+        stream.pix_fmt = "yuv420p10le"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace = 9, transfer, 9
+        context.color_range = 1
+        luma = codes.repeat_interleave(8).expand(32, -1)
+        neutral = torch.full((16, luma.shape[1] // 2), 512)
+        for index in range(2):
+            planes = [luma - index, neutral, neutral]
+            frame = write_planes([plane.to(torch.uint16) for plane in planes], "yuv420p10le")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    upscale(source, output, encoder="libx265", crf=4, preset="ultrafast", texture=0)
+    with Reader(output) as reader:
+        assert (reader.info.tags.primaries, reader.info.tags.transfer) == (9, transfer)
+        assert (reader.info.tags.matrix, reader.info.layout.depth) == (9, 10)
+        y, u, v = next(reader.frames()).value
+    centre = y[y.shape[0] // 2].float().view(len(codes), -1).mean(1)
+    assert (centre.diff() > 0).all()
+    assert (centre - codes).abs().max() < 6  # half a step
+    for plane in (u, v):
+        assert (plane.float() - 512).abs().max() <= 8
 
 
 def test_a_neutral_ramp_stays_neutral_and_rising_at_ten_bits():

@@ -1,6 +1,13 @@
 """HDR10 static metadata: read from a decoded frame, told to the encoders that can carry it.
 
 It goes into the bitstream (SEI, or OBU in AV1), where players find it whatever the container.
+
+What the network sees of an HDR clip is what it was trained on, code values: V' of PQ (SMPTE ST
+2084) or HLG (ARIB STD-B67), scaled from the range of the clip to [0, 1], as BT.709's are of an SDR
+clip. Each of the three transfer functions was made so that equal steps of code look about equally
+large, and that, not the light they stand for, is what edges and texture are learned from. Nothing
+is mapped from one function to another, and nothing clipped but what lies outside the legal range:
+so the same function turns the output into light, neutral stays neutral, and order stays order.
 """
 
 from __future__ import annotations

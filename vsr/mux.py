@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from engines.errors import MediaError
 from vsr.encode import PictureEncoding
 from vsr.others import OtherStreams
 from vsr.packets import Packet
-from vsr.unkept import kept_metadata
+from vsr.unkept import kept_metadata, stream_metadata
 from vsr.video import Reader, file_url, other_packets, reason
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Muxer:
     def __init__(self, path: Path, output: Path, reader: Reader, encoding: PictureEncoding) -> None:
         self._path, self._output, self._reader = path, output, reader
         self._others = OtherStreams(reader, output)
+        self._shift_seconds = Fraction(0)
         while (error := self._open(encoding)) is not None:
             if not self._give_way(encoding):
                 raise MediaError(
@@ -88,7 +90,7 @@ class Muxer:
         reader, source = self._reader, self._reader.container
         try:
             self._stream = encoding.add_stream(self._container)
-            self._stream.metadata.update(kept_metadata(reader.stream.metadata))
+            self._stream.metadata.update(stream_metadata(reader.stream.metadata, self._output))
             self._stream.disposition = reader.stream.disposition
             if reader.info.display_matrix:
                 self._stream.set_display_matrix(reader.info.display_matrix)
@@ -133,6 +135,11 @@ class Muxer:
         """
         time_base = self._reader.info.time_base
         packets_of_others = other_packets(self._reader.info.path, self._others.wanted)
+        packets = iter(packets)
+        first = next(packets, None)
+        if first is not None:
+            packets = chain([first], packets)
+            self._shift_seconds = self._shift(first[0].pts)
         try:
             waiting = next(packets_of_others, None)
             for packet, dts in packets:
@@ -145,7 +152,7 @@ class Muxer:
                 self._mux_other(waiting)
                 waiting = next(packets_of_others, None)
             for last in self._others.rest():
-                self._container.mux(last)
+                self._container.mux(self._shifted(last))
             self._container.close()
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self._output}: {reason(error)}") from error
@@ -164,19 +171,37 @@ class Muxer:
             log.debug("closing %s: %s", self._path, error)
         self._path.unlink(missing_ok=True)
 
+    def _shift(self, first_pts: int) -> Fraction:
+        """Return by how many seconds all streams move on, so that none of the picture is cut off.
+
+        An edit list cuts off what lies below zero, which is right for the samples that prime a
+        sound decoder, and wrong for frames; the other containers move on by themselves.
+        """
+        if first_pts >= 0 or self._output.suffix.lower() not in _QUICKTIME_SUFFIXES:
+            return Fraction(0)
+        tick = self._reader.info.time_base
+        begin = Fraction(self._reader.container.start_time or 0, av.time_base)
+        return max(-first_pts, math.ceil(-begin / tick)) * tick
+
+    def _shifted(self, packet: av.Packet[Any]) -> av.Packet[Any]:
+        ticks = round(self._shift_seconds / packet.time_base) if self._shift_seconds else 0
+        packet.pts = None if packet.pts is None else packet.pts + ticks
+        packet.dts = None if packet.dts is None else packet.dts + ticks
+        return packet
+
     def _mux_picture(self, packet: Packet, dts: int) -> None:
         encoded: av.Packet[Any] = av.Packet(packet.data)
         encoded.pts, encoded.dts, encoded.duration = packet.pts, dts, packet.duration
         encoded.time_base = self._reader.info.time_base
         encoded.is_keyframe = packet.is_key
         encoded.stream = self._stream
-        self._container.mux(encoded)
+        self._container.mux(self._shifted(encoded))
 
     def _mux_other(self, packet: av.Packet[Any]) -> None:
         index = packet.stream_index
         for taken in self._others.converted(packet):
             try:
-                self._container.mux(taken)
+                self._container.mux(self._shifted(taken))
             except (InvalidDataError, ValueError) as error:  # it is damaged, the disk is not full
                 self._others.count_refused(index, reason(error))
 

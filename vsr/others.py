@@ -34,8 +34,11 @@ class OtherStreams:
         self._output = output
         self._source = reader.container
         picture = reader.stream.index
-        self._ways: dict[int, Way] = {s.index: "copy" for s in self._source.streams}
-        del self._ways[picture]
+        self._ways: dict[int, Way] = {
+            stream.index: "copy"
+            for stream in self._source.streams
+            if stream.index != picture and not _is_chapter_track(self._source, stream)
+        }
         self._why: dict[int, str] = {}
         self._copies: dict[int, Any] = {}
         self._converters: dict[int, SoundConverter | SubtitleConverter] = {}
@@ -66,6 +69,10 @@ class OtherStreams:
             if only is None or index in only:
                 self._add(container, self._source.streams[index])
 
+    def _take_over(self, stream: Any, copy: Any) -> None:
+        copy.metadata.update(unkept.stream_metadata(stream.metadata, self._output))
+        copy.disposition = stream.disposition
+
     def _add(self, container: Any, stream: Any) -> None:
         index = stream.index
         if self._ways[index] == "copy":
@@ -76,7 +83,7 @@ class OtherStreams:
             else:
                 if copy is not None:
                     self._copies[index] = copy
-                    _take_over(stream, copy)
+                    self._take_over(stream, copy)
                 return
         if self._ways[index] == "convert":
             try:
@@ -86,7 +93,7 @@ class OtherStreams:
                 converter = None
             if converter is not None:
                 self._converters[index] = converter
-                _take_over(stream, converter.stream)
+                self._take_over(stream, converter.stream)
                 self.sentences.append(
                     unkept.converted(
                         stream, converter.stream.name, self._why[index], self._output,
@@ -105,9 +112,14 @@ class OtherStreams:
             for found in converter.convert(packet):
                 found.stream = converter.stream
                 yield found
-        else:
+        elif not self._is_gap(packet):
             packet.stream = self._copies[index]
             yield packet
+
+    def _is_gap(self, packet: Any) -> bool:
+        """Tell whether a packet is the emptiness between two subtitles, which MP4 writes itself."""
+        stream = self._source.streams[packet.stream_index]
+        return stream.name == "mov_text" and bytes(packet)[:2] == b"\0\0"
 
     def rest(self) -> Iterator[Any]:
         """Yield what the converters still hold."""
@@ -142,6 +154,16 @@ class OtherStreams:
         if packet.pts is not None:
             packet.pts += dts - packet.dts
         packet.dts = dts
+
+
+def _is_chapter_track(source: Any, stream: Any) -> bool:
+    """Tell whether a stream is what MP4 makes of chapters, which are taken over as such."""
+    return (
+        stream.type == "data"
+        and stream.name == "bin_data"
+        and "mp4" in source.format.name
+        and stream.frames == len(source.chapters()) > 0
+    )
 
 
 def _copied(container: Any, stream: Any) -> Any:
@@ -183,8 +205,3 @@ def _converter(container: Any, stream: Any) -> SoundConverter | SubtitleConverte
         encoder = subtitle_codec(name, stream)
         return None if encoder is None else SubtitleConverter(container, stream, encoder)
     return None
-
-
-def _take_over(stream: Any, copy: Any) -> None:
-    copy.metadata.update(unkept.kept_metadata(stream.metadata))
-    copy.disposition = stream.disposition

@@ -18,11 +18,31 @@ _OWN_METADATA = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
     | {"DURATION", "duration", "rotate"}
 )
+_QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+# QuickTime's own list of languages knows these by their older ISO 639-2/B names
+_QUICKTIME_LANGUAGES = {
+    "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "nld": "dut", "sqi": "alb",
+    "zho": "chi",
+}  # fmt: skip
 
 
 def kept_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Leave out the tags that a container writes of itself."""
     return {key: value for key, value in metadata.items() if key not in _OWN_METADATA}
+
+
+def stream_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
+    """Return the tags of a stream as the output's container takes them.
+
+    MP4 has no title of a stream but the name of its handler, which players show.
+    """
+    kept, suffix = kept_metadata(metadata), output.suffix.lower()
+    name = metadata.get("title") or metadata.get("handler_name")
+    if name and suffix in _QUICKTIME_SUFFIXES:
+        kept["handler_name"] = name
+    if "language" in kept and suffix == ".mov":
+        kept["language"] = _QUICKTIME_LANGUAGES.get(kept["language"], kept["language"])
+    return kept
 
 
 def cannot_be_read_back(container: str, codec: str) -> bool:
@@ -37,13 +57,13 @@ def label(stream: Any) -> str:
 
 def left_out(stream: Any, why: str, output: Path) -> str:
     """Say that a stream is not in the output."""
-    return f"{label(stream)} is not kept: {why}{_hint(output)}"
+    return f"{label(stream)} is not kept: {why}{_hint(stream, output)}"
 
 
 def converted(stream: Any, codec: str, why: str, output: Path, *, loses_style: bool = False) -> str:
     """Say that a stream is in the output in another form."""
     loss = ", without its styles" if loses_style else ""
-    return f"{label(stream)} is converted to {codec}{loss}: {why}{_hint(output)}"
+    return f"{label(stream)} is converted to {codec}{loss}: {why}{_hint(stream, output)}"
 
 
 def refused_packets(stream: Any, count: int, why: str) -> str:
@@ -51,5 +71,7 @@ def refused_packets(stream: Any, count: int, why: str) -> str:
     return f"{label(stream)}: {count} packets are not kept: {why}"
 
 
-def _hint(output: Path) -> str:
-    return "" if output.suffix.lower() == ".mkv" else "; an .mkv output may hold it as it is"
+def _hint(stream: Any, output: Path) -> str:
+    if stream.type == "data" or output.suffix.lower() == ".mkv":
+        return ""
+    return "; an .mkv output may hold it as it is"
