@@ -199,6 +199,11 @@ class Reader:
         self._window = window(region, info.size, info.layout, info.display_matrix)
         self.info = replace(info, size=(self._window.height, self._window.width))
 
+    def stamp(self) -> dict[str, int]:
+        """Return what tells this input from what it was or will be under the same name."""
+        found = self._path.stat()
+        return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
 
