@@ -164,7 +164,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             frames = upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
-            key = job_key(config, loaded, engine, size, reader.stamp())
+            key = job_key(config, loaded, engine, size) | {"source": reader.stamp()}
             upscale_all = upscale_to_frames if is_sequence(output) else _upscale_clip
             frames, resumed, reused = upscale_all(
                 config, reader, engine, output, size, key, progress
@@ -269,18 +269,16 @@ def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int
 
 
 def job_key(
-    config: UpscaleConfig,
-    model: Model,
-    engine: Engine,
-    size: tuple[int, int],
-    source: dict[str, int],
+    config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Name everything that shapes the output's frames: a job goes on only if none of it changes."""
+    """Name all but the source that shapes the output's frames: a job goes on if none of it changes.
+
+    The source is known by `Reader.stamp`.
+    """
     key = asdict(config)
-    for name in ("output", "overwrite", "resume"):
+    for name in ("source", "output", "overwrite", "resume"):
         del key[name]
     key |= {
-        "source": source,
         "model": model.sha256,
         "backend": engine.backend,
         "precision": engine.precision,
