@@ -24,7 +24,8 @@ import vsr
 from engines.errors import MediaError
 from vsr import segments
 from vsr.cli import main
-from vsr.journal import Journal, Segment, fingerprint, partial_folder
+from vsr.fingerprint import fingerprint
+from vsr.journal import Journal, Segment, partial_folder
 from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
 from vsr.segments import SegmentedWriter, joined
 

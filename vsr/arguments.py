@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ examples:
   vsr upscale clip.mp4 --encoder libx265 --json -q
   vsr upscale clip.mp4 --crop 100,50,64,48     only that part, 256x192
   vsr upscale holiday/ -o large/               each clip and picture in the folder
+  vsr upscale frames/%06d.png --fps 24 -o clip.mp4     numbered pictures are a clip
+  vsr upscale clip.mp4 -o out/%06d.png         a numbered picture for each frame
 """
 
 
@@ -49,14 +52,21 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="INPUT",
         help="video, picture, or folder of them; of several, a bad one does not stop the others, "
-        "and those whose output exists are skipped",
+        "and those whose output exists are skipped; or numbered pictures, such as frames/%%06d.png",
     )
     up.add_argument(
         "-o",
         "--output",
         help="output file; its suffix names the container (default: INPUT_x4.mp4, .mkv for "
         "Matroska, .png for a picture, which may be .tif too); or a folder for outputs of these "
-        "names, a new one with a slash at its end",
+        "names, a new one with a slash at its end; or a numbered picture for each frame, such as "
+        "out/%%06d.png or .tif",
+    )
+    up.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="N/D",
+        help="pictures a second of a numbered sequence (default: 25)",
     )
     weights = up.add_mutually_exclusive_group()
     weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
@@ -155,6 +165,15 @@ def _add_verbosity(p: argparse.ArgumentParser) -> None:
     how.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on errors")
 
 
+def _rate(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"expected a number of pictures a second, for example 25 or 30000/1001, got {text}"
+        ) from None
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if not match:
@@ -192,6 +211,7 @@ def to_config(arguments: argparse.Namespace, source: Path, output: Path | None) 
         return UpscaleConfig(
             source=source,
             output=output,
+            fps=arguments.fps,
             model=arguments.weights or arguments.model or DEFAULT_MODEL,
             texture=arguments.texture,
             backend=arguments.backend,

@@ -96,10 +96,11 @@ def _print(text: str) -> int:
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
-    from vsr.jobs import make_folder, sources
+    from vsr.jobs import make_folder, sequence_of, sources
 
-    several = len(arguments.inputs) > 1 or arguments.inputs[0].is_dir()
-    found = sources(arguments.inputs)
+    inputs = sequence_of(arguments.inputs, arguments.output)
+    several = len(inputs) > 1 or inputs[0].is_dir()
+    found = sources(inputs)
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and (several or arguments.output.endswith(("/", os.sep))):
         output = make_folder(arguments.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import inf
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from engines.tiles import SMALLEST_TILE
 from vsr.region import Crop, Zoom
 
 MOST_THREADS = 256
+MOST_FPS = 1000
 DEFAULT_MODEL = "srgan-lite"
 
 
@@ -20,7 +22,10 @@ class UpscaleConfig:
 
     source: Path
     output: Path | None = None
-    """None: beside the source, with the factor in its name; a folder: in it, of the same name"""
+    """None: beside the source, with the factor in its name; a folder: in it, of the same name; a
+    pattern, such as `out/%06d.png`: a picture for each frame"""
+    fps: Fraction | None = None
+    """pictures a second, for numbered ones; None: 25"""
     model: str | Path = DEFAULT_MODEL
     """a built-in model's name, or a weights file"""
     texture: float | None = None
@@ -56,6 +61,8 @@ class UpscaleConfig:
             raise ValueError(f"scale must be above 0 and finite, got {self.scale:g}")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
+        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
+            raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, got {self.fps}")
         if self.texture is not None and not 0 <= self.texture <= 1:
             raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
         check_precision(self.precision)

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from typing import Literal
 from engines.errors import BackendUnavailable, MediaError, WeightsError
 from vsr.config import Result, UpscaleConfig
 from vsr.output import OutputExists, default_suffix
+from vsr.pattern import Pattern, pattern_in
 from vsr.video import reason
 
 STILL_SUFFIXES = frozenset(
@@ -60,6 +62,23 @@ def sources(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         found |= dict.fromkeys(_in_folder(path) if path.is_dir() else [path])
     return list(found)
+
+
+def sequence_of(inputs: Sequence[Path], output: str | None) -> list[Path]:
+    """Take a folder for the sequence in it where the output is one clip, or a pattern.
+
+    Raises:
+        MediaError: the pictures in the folder are not one numbered sequence.
+    """
+    if len(inputs) != 1 or output is None or Path(output).is_dir() or not inputs[0].is_dir():
+        return list(inputs)
+    path = Path(output)
+    if path.suffix.lower() not in CLIP_SUFFIXES and Pattern.of(path) is None:
+        return list(inputs)
+    with suppress(OSError):  # said where the folder is read for clips
+        if any(found.suffix.lower() in STILL_SUFFIXES for found in inputs[0].iterdir()):
+            return [pattern_in(inputs[0], STILL_SUFFIXES)]
+    return list(inputs)
 
 
 def _in_folder(folder: Path) -> list[Path]:

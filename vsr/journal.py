@@ -28,7 +28,6 @@ else:
 log = logging.getLogger(__name__)
 
 _FORMAT = "vsr-segments/1"
-_BLOCK_BYTES = 1 << 20  # of a fingerprint
 _LONGEST_NAME_BYTES = 200  # file systems take 255, and the folder's name is longer
 
 
@@ -137,24 +136,6 @@ def stamp(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns]
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Tell an input by what is in it: its size, and a hash of its head, middle and tail.
-
-    A copy is the same input, whatever its time; a clip that another has replaced is not, since
-    its head, which holds sizes and codecs, or its tail, an index, would have to be equal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for start in sorted({0, max(0, (size - _BLOCK_BYTES) // 2), max(0, size - _BLOCK_BYTES)}):
-            file.seek(start)
-            found.update(file.read(_BLOCK_BYTES))
-    return {"bytes": size, "sha256 of three blocks": found.hexdigest()[:32]}
 
 
 def clear(folder: Path, keep: set[str]) -> None:

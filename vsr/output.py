@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.errors import MediaError, UnsupportedShape
 from vsr.config import UpscaleConfig
 from vsr.journal import awaits_removal
+from vsr.pattern import Pattern
 from vsr.video import ClipInfo, reason
 
 # input suffixes whose container the output keeps; any other clip becomes .mp4
@@ -61,8 +62,24 @@ def kept_aspect_ratio(config: UpscaleConfig, info: ClipInfo, size: tuple[int, in
     return ratio.limit_denominator(1 << 15)
 
 
+def refuse_other_shape(config: UpscaleConfig, info: ClipInfo, size: tuple[int, int]) -> None:
+    """Raise where a picture, whose samples stay as they are, would be distorted.
+
+    Raises:
+        MediaError: (height, width) of the output has another shape than the input.
+    """
+    if kept_aspect_ratio(config, info, size) != info.sample_aspect_ratio:
+        raise MediaError(
+            f"--size {size[1]}x{size[0]} would change the shape of {info.path} "
+            f"({info.size[1]}x{info.size[0]})"
+        )
+
+
 def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
-    """Name the output: `clip_x4.mp4`, beside the source or in the folder that is asked for."""
+    """Name the output: `clip_x4.mp4`, beside the source or in the folder that is asked for.
+
+    That of `frames/%06d.png` is `frames/%06d_x4.png`.
+    """
     source = config.source
     folder = config.output or source.parent
     if config.size is not None:
@@ -71,7 +88,7 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
         mark = f"x{config.scale or scale:g}"
     if config.region is not None:
         mark = f"{type(config.region).__name__.lower()}{config.region}_{mark}"
-    suffix = ".png" if info.is_still else default_suffix(source)
+    suffix = ".png" if info.is_still or Pattern.of(source) else default_suffix(source)
     return folder / f"{source.stem}_{mark}{suffix}"
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from engines.weights import Model
 from vsr import segments
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
-from vsr.journal import fingerprint
+from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
+from vsr.inputs import open_reader
 from vsr.memory import automatic_tile, free_bytes, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
@@ -50,6 +52,7 @@ def upscale(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
+    fps: Fraction | int | None = None,
     model: str | Path = DEFAULT_MODEL,
     texture: float | None = None,
     backend: Backend = "auto",
@@ -71,9 +74,11 @@ def upscale(
     """Upscale a clip or a still.
 
     Args:
-        source: any video or picture that FFmpeg reads.
+        source: any video or picture that FFmpeg reads; or numbered pictures, as a pattern such as
+            `frames/%06d.png`.
         output: its suffix names the container; None: `clip_x4.mp4` beside the source; a folder:
-            that name in it.
+            that name in it; a pattern: a numbered picture for each frame.
+        fps: pictures a second of numbered ones; None: 25.
         model: a built-in model's name (`vsr models`), or the path of a weights file.
         texture: 0 adds no detail that is not in the input (evidence, medicine), 1 adds all the
             texture that the model has learned; None: the model's default.
@@ -110,6 +115,7 @@ def upscale(
     config = UpscaleConfig(
         source=Path(source),
         output=None if output is None else Path(output),
+        fps=None if fps is None else Fraction(fps),
         model=model,
         texture=texture,
         backend=backend,
@@ -134,20 +140,18 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
     """Run one job (see `upscale`)."""
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
-        check_output(config.source, named, overwrite=config.overwrite)
+        _check(config, named)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        reader = stack.enter_context(
-            Reader(config.source, threads=config.threads, deinterlace=config.deinterlace)
-        )
+        reader = stack.enter_context(open_reader(config))
         if config.region is not None:
             reader.cut(config.region)
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
-        check_output(config.source, output, overwrite=config.overwrite)
+        _check(config, output)
         engine = create_engine(
             loaded, backend=config.backend, precision=config.precision, threads=config.threads
         )
@@ -160,8 +164,9 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             frames = upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
-            key = job_key(config, loaded, engine, size)
-            frames, resumed, reused = _upscale_clip(
+            key = job_key(config, loaded, engine, size) | {"source": reader.stamp()}
+            upscale_all = upscale_to_frames if is_sequence(output) else _upscale_clip
+            frames, resumed, reused = upscale_all(
                 config, reader, engine, output, size, key, progress
             )
         return Result(
@@ -181,9 +186,11 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         )
 
 
-# --------------------------------------------------------------------------------------------------
-# The two kinds of job
-# --------------------------------------------------------------------------------------------------
+def _check(config: UpscaleConfig, output: Path) -> None:
+    if is_sequence(output):
+        check_frames(output, overwrite=config.overwrite)
+    else:
+        check_output(config.source, output, overwrite=config.overwrite)
 
 
 def _upscale_clip(
@@ -196,6 +203,7 @@ def _upscale_clip(
     progress: Callable[[Progress], None],
 ) -> tuple[int, int, int]:
     """Return the number of frames, of those resumed and of those reused."""
+    refuse_single_picture(output)
     if reader.info.alpha:
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
@@ -263,12 +271,14 @@ def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int
 def job_key(
     config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Name everything that shapes the output's frames: a job goes on only if none of it changes."""
+    """Name all but the source that shapes the output's frames: a job goes on if none of it changes.
+
+    The source is known by `Reader.stamp`.
+    """
     key = asdict(config)
-    for name in ("output", "overwrite", "resume"):
+    for name in ("source", "output", "overwrite", "resume"):
         del key[name]
     key |= {
-        "source": fingerprint(config.source),
         "model": model.sha256,
         "backend": engine.backend,
         "precision": engine.precision,

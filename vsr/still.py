@@ -7,14 +7,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from engines import Engine
 from engines.errors import MediaError
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout, from_rgb, oriented, quarter_turn, resize, to_rgb
-from vsr.output import kept_aspect_ratio
+from vsr.output import refuse_other_shape
 from vsr.photo import PhotoTags, read_tags
 from vsr.picture import (
     PICTURE_SUFFIXES,
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 # of H.273, what viewers assume where nothing is said, or nearly: BT.709, none, gamma 2.2, sRGB
 _USUAL_PRIMARIES, _USUAL_TRANSFERS = (1, 2), (1, 2, 4, 6, 13)
-_HALF_DEPTH = 11  # bits that float16 keeps apart up to 1
 
 
 def upscale_still(
@@ -44,23 +42,24 @@ def upscale_still(
     info = reader.info
     if output.suffix.lower() not in PICTURE_SUFFIXES:
         raise MediaError(f"a still is written as .png, .tif or .tiff, got {output}")
-    if kept_aspect_ratio(config, info, size) != info.sample_aspect_ratio:
-        raise MediaError(
-            f"--size {size[1]}x{size[0]} would change the shape of {info.path} "
-            f"({info.size[1]}x{info.size[0]})"
-        )
+    refuse_other_shape(config, info, size)
     tags = read_tags(info.path)
     if tags.pages > 1:
         log.warning("%s has %d pages: the first is taken", info.path, tags.pages)
     stored = stored_format(info, output.suffix.lower(), tags)
-    if info.layout.depth > _HALF_DEPTH and engine.dtype == torch.float16:
-        log.warning(
-            "%s has %d bits a sample, of which back end %s keeps %d: --backend pytorch keeps all",
-            info.path, info.layout.depth, engine.backend, _HALF_DEPTH,
-        )  # fmt: skip
+    warn_of_precision(info, engine)
     planes = enlarged(next(reader.frames()).value, info, engine, size)
     write_file(output, stored.encode(planes))
     return 1
+
+
+def warn_of_precision(info: ClipInfo, engine: Engine) -> None:
+    """Say so where the engine computes in fewer bits than a deep picture has."""
+    if info.layout.depth > 8 and engine.precision != "fp32":
+        log.warning(
+            "%s has %d bits a sample, and %s computes in %s: --precision fp32 keeps them all",
+            info.path, info.layout.depth, engine.backend, engine.precision,
+        )  # fmt: skip
 
 
 def stored_format(info: ClipInfo, suffix: str, tags: PhotoTags) -> PictureFormat:

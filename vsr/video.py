@@ -26,6 +26,7 @@ from torch import Tensor
 from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
 from vsr.deinterlace import deinterlaced
+from vsr.fingerprint import fingerprint
 from vsr.hdr import StaticMetadata, parse
 from vsr.photo import read_tags
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
@@ -198,6 +199,10 @@ class Reader:
         info = self.info
         self._window = window(region, info.size, info.layout, info.display_matrix)
         self.info = replace(info, size=(self._window.height, self._window.width))
+
+    def stamp(self) -> dict[str, int | str]:
+        """Return what tells this input from what it was or will be under the same name."""
+        return fingerprint(self._path)
 
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
