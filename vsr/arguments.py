@@ -25,6 +25,7 @@ examples:
   vsr upscale holiday/ -o large/               each clip and picture in the folder
   vsr upscale frames/%06d.png --fps 24 -o clip.mp4     numbered pictures are a clip
   vsr upscale clip.mp4 -o out/%06d.png         a numbered picture for each frame
+  vsr upscale clip.mp4 -o - | ffplay -         into a pipe, as YUV4MPEG2
 """
 
 
@@ -52,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="INPUT",
         help="video, picture, or folder of them; of several, a bad one does not stop the others, "
-        "and those whose output exists are skipped; or numbered pictures, such as frames/%%06d.png",
+        "and those whose output exists are skipped; or numbered pictures, such as frames/%%06d.png; "
+        "or -, YUV4MPEG2 from standard input",
     )
     up.add_argument(
         "-o",
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="output file; its suffix names the container (default: INPUT_x4.mp4, .mkv for "
         "Matroska, .png for a picture, which may be .tif too); or a folder for outputs of these "
         "names, a new one with a slash at its end; or a numbered picture for each frame, such as "
-        "out/%%06d.png or .tif",
+        "out/%%06d.png or .tif; or -, YUV4MPEG2 to standard output",
     )
     up.add_argument(
         "--fps",
@@ -151,7 +153,9 @@ def parser() -> argparse.ArgumentParser:
         default="bar",
         help="json: progress as one JSON object a line on stderr, instead of the bar",
     )
-    up.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    up.add_argument(
+        "--json", action="store_true", help="end with one line of JSON on stdout (stderr with -o -)"
+    )
     _add_verbosity(up)
 
     models = commands.add_parser("models", help="list the built-in models")

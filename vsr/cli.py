@@ -108,9 +108,13 @@ def _upscale(arguments: argparse.Namespace) -> int:
     if several:
         return _upscale_all(arguments, configs)
     result = _run_one(arguments, configs[0])
+    text = "" if arguments.quiet else _to_text(result)
     if arguments.json:
-        return _print(json.dumps(_to_json(result)))
-    return _print("" if arguments.quiet else _to_text(result))
+        text = json.dumps(_to_json(result))
+    if arguments.output == "-":  # stdout is the clip's
+        print(text, end="\n" * bool(text), file=sys.stderr)
+        return 0
+    return _print(text)
 
 
 def _upscale_all(arguments: argparse.Namespace, configs: list[UpscaleConfig]) -> int:

@@ -327,18 +327,19 @@ def upscale_to_frames(
         meters = StageMeters()
         frames = writer.remaining(reader.frames())
         planes = _pictures(config, frames, info, engine, size, stack, meters)
+        stack.callback(reader.stop)
         reused = 0
         last: list[Tensor] | None = None
-        for frame in planes:
-            reused += frame.value is last
-            last = frame.value
-            with meters["encode"].working():
-                writer.write(frame.value)
-            progress(
-                Progress(
-                    writer.frames, info.frames, writer.resumed, 0, meters.shares(), meters.queued()
-                )
-            )
+        try:
+            for frame in planes:
+                reused += frame.value is last
+                last = frame.value
+                with meters["encode"].working():
+                    writer.write(frame.value)
+                shares, waiting = meters.shares(), meters.queued()
+                progress(Progress(writer.frames, info.frames, writer.resumed, 0, shares, waiting))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted after {writer.frames} pictures") from None
         if writer.frames != reader.frames_read:
             raise MediaError(
                 f"{reader.frames_read} frames were decoded but {writer.frames} written"

@@ -1,4 +1,4 @@
-"""Which reader an input needs: a file, or numbered pictures."""
+"""Which reader an input needs: a file, numbered pictures, or a pipe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from vsr.config import UpscaleConfig
 from vsr.pattern import Pattern
 from vsr.sequence import SequenceReader
 from vsr.video import Reader
+from vsr.y4m import STDIN, Y4mReader
 
 
 def open_reader(config: UpscaleConfig) -> Reader:
@@ -16,10 +17,14 @@ def open_reader(config: UpscaleConfig) -> Reader:
         MediaError: it cannot be read, or has times of its own and was given others.
     """
     source = config.source
+    if source == STDIN and config.output is None:
+        raise MediaError("-o says where the result of standard input goes: a file, or - for a pipe")
     if Pattern.of(source) is not None and not source.exists():
         return SequenceReader(source, fps=config.fps)
     if config.fps is not None:
         raise MediaError(
             f"--fps is for numbered pictures, such as frames/%06d.png: {source} has its own times"
         )
+    if source == STDIN or source.suffix.lower() == ".y4m":
+        return Y4mReader(source, threads=config.threads, deinterlace=config.deinterlace)
     return Reader(source, threads=config.threads, deinterlace=config.deinterlace)

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ from vsr.output import check_output, default_output, kept_aspect_ratio, output_s
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
 from vsr.stages import StageMeters, chained
+from vsr.stdout import STDOUT, check_stdout, upscale_to_stdout
 from vsr.still import upscale_still
 from vsr.version import __version__
 from vsr.video import Reader
@@ -75,9 +76,10 @@ def upscale(
 
     Args:
         source: any video or picture that FFmpeg reads; or numbered pictures, as a pattern such as
-            `frames/%06d.png`.
+            `frames/%06d.png`; or "-": YUV4MPEG2 from standard input.
         output: its suffix names the container; None: `clip_x4.mp4` beside the source; a folder:
-            that name in it; a pattern: a numbered picture for each frame.
+            that name in it; a pattern: a numbered picture for each frame; "-": YUV4MPEG2 to
+            standard output.
         fps: pictures a second of numbered ones; None: 25.
         model: a built-in model's name (`vsr models`), or the path of a weights file.
         texture: 0 adds no detail that is not in the input (evidence, medicine), 1 adds all the
@@ -146,6 +148,8 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         reader = stack.enter_context(open_reader(config))
+        if not reader.repeatable:
+            config = replace(config, resume=False)
         if config.region is not None:
             reader.cut(config.region)
         loaded = load_model(config.model, texture=config.texture)
@@ -165,8 +169,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             progress(Progress(1, 1))
         else:
             key = job_key(config, loaded, engine, size) | {"source": reader.stamp()}
-            upscale_all = upscale_to_frames if is_sequence(output) else _upscale_clip
-            frames, resumed, reused = upscale_all(
+            frames, resumed, reused = _kind_of_job(output)(
                 config, reader, engine, output, size, key, progress
             )
         return Result(
@@ -186,8 +189,16 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         )
 
 
+def _kind_of_job(output: Path) -> Callable[..., tuple[int, int, int]]:
+    if output == STDOUT:
+        return upscale_to_stdout
+    return upscale_to_frames if is_sequence(output) else _upscale_clip
+
+
 def _check(config: UpscaleConfig, output: Path) -> None:
-    if is_sequence(output):
+    if output == STDOUT:
+        check_stdout()
+    elif is_sequence(output):
         check_frames(output, overwrite=config.overwrite)
     else:
         check_output(config.source, output, overwrite=config.overwrite)
@@ -232,6 +243,7 @@ def _upscale_clip(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
                 changed_only=config.changed_only, meters=meters,
             )  # fmt: skip
+            stack.callback(reader.stop)
             last: list[Tensor] | None = None
             for frame in planes:
                 reused += frame.value is last

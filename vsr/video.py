@@ -125,11 +125,14 @@ class Reader:
         lost_packets: packets that could not be decoded, so far.
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
+        repeatable: whether the same can be read once more.
 
     Raises:
         MediaError: missing, unreadable, no picture in it, no frame of it can be decoded, or it is
             interlaced.
     """
+
+    repeatable = True
 
     def __init__(
         self, path: Path, *, threads: int | None = None, deinterlace: bool | None = None
@@ -144,11 +147,7 @@ class Reader:
         try:
             if path.is_dir():
                 raise MediaError(f"{path} is a folder, expected a video or a picture")
-            # a still's name is no pattern for a sequence of files
-            # and its tags may be in the encoding of another country
-            self.container = av.open(
-                file_url(path), "r", options={"pattern_type": "none"}, metadata_errors="replace"
-            )
+            self.container = self._open()
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot read {path}: {reason(error)}") from error
         try:
@@ -189,6 +188,9 @@ class Reader:
         trace: TracebackType | None,
     ) -> None:
         self.container.close()
+
+    def stop(self) -> None:
+        """End a read that waits for its input, from another thread."""
 
     def cut(self, region: Crop | Zoom) -> None:
         """Take the picture to be a region of it, before the first frame is asked for.
@@ -262,6 +264,13 @@ class Reader:
                 log.warning(
                     "%s breaks off at %.1f s of %.1f s", self._path, self._end_seconds, promised
                 )
+
+    def _open(self) -> av.container.InputContainer:
+        # a still's name is no pattern for a sequence of files
+        # and its tags may be in the encoding of another country
+        return av.open(
+            file_url(self._path), "r", options={"pattern_type": "none"}, metadata_errors="replace"
+        )
 
     def _picture_stream(self) -> av.VideoStream:
         pictures = [
