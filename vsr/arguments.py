@@ -53,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="INPUT",
         help="video, picture, or folder of them; of several, a bad one does not stop the others, "
-        "and those whose output exists are skipped; or numbered pictures, such as frames/%%06d.png; "
-        "or -, YUV4MPEG2 from standard input",
+        "and those whose output exists are skipped; or numbered pictures, such as "
+        "frames/%%06d.png; or -, YUV4MPEG2 from standard input",
     )
     up.add_argument(
         "-o",
