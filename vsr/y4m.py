@@ -22,7 +22,7 @@ from typing import Any
 import av
 
 from engines.errors import MediaError
-from vsr.convert import PlaneLayout
+from vsr.convert import PlaneLayout, Siting
 from vsr.threads import waiting
 from vsr.video import Reader, reason
 
@@ -40,6 +40,12 @@ _LOOK_SECONDS = 0.1  # how often a read that waits looks whether it is still wan
 _CHROMA = re.compile(
     r"(?P<kind>420|422|444|411|mono)(jpeg|mpeg2|paldv)?(p?(?P<depth>9|10|12|14|16))?"
 )
+_SITINGS: dict[str, Siting] = {
+    "420": "centre",
+    "420jpeg": "centre",
+    "420mpeg2": "left",
+    "420paldv": "topleft",
+}
 _STEPS = {"420": (2, 2), "422": (1, 2), "411": (1, 4), "444": (1, 1), "mono": (1, 1)}
 
 
@@ -91,7 +97,7 @@ class Y4mHeader:
 
     @property
     def layout(self) -> PlaneLayout:
-        """What the planes are, their siting aside.
+        """What the planes are.
 
         Raises:
             ValueError: the format is not supported.
@@ -105,6 +111,7 @@ class Y4mHeader:
             depth=int(match["depth"] or 8),
             full_range=bool(self.full_range),
             chroma_step=_STEPS[kind],
+            siting=_SITINGS.get(self.chroma, "left"),
         )
 
     @property
