@@ -58,6 +58,8 @@ class OtherStreams:
     def refuse(self, index: int, why: str) -> None:
         """Take the next way with a stream that the output's header refused."""
         self._ways[index] = "convert" if self._ways[index] == "copy" else "leave"
+        if self._source.streams[index].type == "data":  # what is said of it is of no use
+            why = f"{self._output.suffix} does not take it"
         self._why.setdefault(index, why)
 
     def add_to(self, container: Any, *, only: Set[int] | None = None) -> None:
