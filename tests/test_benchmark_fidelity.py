@@ -21,11 +21,15 @@ MUST_BE_EQUAL = {
     "chroma_topleft_x265.mp4": ("chroma location",),
     "hdr10.mp4": ("mastering display", "content light", "transfer"),
     "data.ts": ("frames", "frame times"),
+    "cover.mp4": ("frames", "cover pictures"),
+    "cover.mkv": ("frames", "cover pictures"),
+    "cover_to.mp4": ("frames", "cover pictures"),
 }
 # recipe: words of what it is to say
 SAYS = {
     "data.ts": "data stream 1 (klv) is not kept: ",  # refused at header time alone
     "bitmaps_to.mkv": "; an .mkv output may hold it as it is",
+    "cover_to.mkv": "video stream 1 (png) is not kept: mov has no place for it",
     "12bit_by_default.mp4": "12-bit samples become 10-bit",
 }
 
