@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
                     found = part(Path(folder))
                 except subprocess.TimeoutExpired as error:
                     found = {"wrong": [f"a hang: {error}"]}
+                except subprocess.CalledProcessError as error:
+                    found = {"wrong": [f"{error}: {str(error.stderr)[-300:]}"]}
             document[name] = found | {"seconds": round(time.monotonic() - began, 1)}
             wrong.extend(f"{name}: {sentence}" for sentence in found["wrong"])
             print(f"{name}: {json.dumps(document[name])}", flush=True)
@@ -268,7 +270,7 @@ def script(name: str, arguments: list[Any], place: Path) -> Any:
     """Run a script of the tests in a folder and return the JSON that it writes."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / name, *map(str, arguments)],
-        cwd=place, env=variables(), stdout=subprocess.PIPE, text=True, check=True,
+        cwd=place, env=variables(), capture_output=True, text=True, check=True,
         timeout=PART_SECONDS,
     )  # fmt: skip
     return json.loads(done.stdout)

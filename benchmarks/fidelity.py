@@ -3,8 +3,8 @@
     python benchmarks/fidelity.py [--clips FOLDER] [--json FILE]
 
 Upscales each clip of a folder, and of those in it (default: shared/data/clips beside the checkout),
-and clips made for one property each (`benchmarks/generated.py`), by a tiny network, at a quarter of
-the size or as large as they are and the encoder in haste, for this is about all but the pixels.
+and clips made for one property each (`benchmarks/generated.py`), by a tiny network, a corner of each
+and the encoder in haste, for this is about all but the pixels.
 Then reads input and output with PyAV and compares property by property: "equal", or what it was and
 what it is. A clip that is refused has the reason instead.
 
@@ -54,10 +54,11 @@ MEANT = {
     ("frame times", "[Fraction(-"): "below zero is nothing to show: all streams move on together",
     ("dispositions", "[0"): "MP4 makes the first track of a kind the default one",
 }
+CORNER = vsr.Crop(0, 0, 48, 48)  # of real clips; the smallest has 50 by 50 pixels
 # words of a warning, and the properties that it explains, by the first word of their names
 SAID = {
     "is not kept": (
-        *("audio", "subtitle", "data", "attachment"),
+        *("audio", "subtitle", "data", "attachment", "cover"),
         *("languages", "titles", "dispositions"),
     ),
     "is converted": ("audio", "subtitle"),
@@ -91,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         weights = tiny_weights(folder)
         for clip in clips:
             (folder / clip.name).symlink_to(clip.resolve())
-            table[clip.name] = compare_clip(folder / clip.name, weights, {"scale": 0.25})
+            table[clip.name] = compare_clip(
+                folder / clip.name, weights, {"scale": 1.0, "region": CORNER}
+            )
             print(describe(clip.name, table[clip.name]), flush=True)
         (folder / "generated").mkdir()
         for recipe in RECIPES:
@@ -200,9 +203,10 @@ def read_properties(path: Path) -> dict[str, Any]:
         found["metadata"] = kept(container.metadata)
         for packet in container.demux():
             if packet.stream.index != picture:  # `stream_index` of the last, empty packet is 0
-                if packet.size and packet.pts is not None:
-                    others[packet.stream_index].append(packet.pts * packet.time_base)
+                if packet.size:
                     digests[packet.stream_index].update(bytes(packet))
+                    if packet.pts is not None:
+                        others[packet.stream_index].append(packet.pts * packet.time_base)
                 continue
             try:
                 frames: list[Any] = packet.decode()
@@ -219,6 +223,8 @@ def read_properties(path: Path) -> dict[str, Any]:
         found[f"{kind} streams"] = len(indices)
         found[f"{kind} times"] = [others[index] for index in indices]
         found[f"{kind} bytes"] = [digests[index].hexdigest()[:16] for index in indices]
+    covers = [digests[index].hexdigest()[:16] for index in kinds if kinds[index] == "video"]
+    found["cover pictures"] = covers
     found["languages"] = {
         f"{kinds[index]} {n}": tags[index].get("language", "und") for n, index in enumerate(kinds)
     }

@@ -58,6 +58,8 @@ class Recipe:
     raw: str | None = None
     """codec of a stream of bytes that no player has to understand: pictures of text, or data"""
     attachment: bool = False
+    cover: bool = False
+    """whether a picture stands for the clip"""
     chapters: bool = False
     tags_of_clip: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class Recipe:
             sounds = self._add_sounds(container)
             if self.attachment:
                 container.add_attachment("font.ttf", "font/ttf", bytes(range(200)))
+            cover = self._cover(container) if self.cover else None
             if self.chapters:
                 container.set_chapters(
                     [
@@ -101,6 +104,8 @@ class Recipe:
             container.mux(stream.encode(None))
             for packets in writers:
                 container.mux(packets)
+            if cover is not None:
+                container.mux(cover)
             for number, sound in enumerate(sounds):
                 for frame in tones(
                     self.sound_seconds, 440.0 * (number + 1), self.sound_start_seconds
@@ -108,6 +113,21 @@ class Recipe:
                     container.mux(sound.encode(frame))
                 container.mux(sound.encode(None))
         return path
+
+    def _cover(self, container: Any) -> Any:
+        """Add the picture: an attachment in Matroska, elsewhere a stream; return its packet."""
+        encoder: Any = av.CodecContext.create("png", "w")
+        encoder.width = encoder.height = 32
+        encoder.pix_fmt, encoder.time_base = "rgb24", MILLISECOND
+        frame = picture((32, 32), 0, 0, MILLISECOND, "rgb24")
+        data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+        if container.format.name == "matroska":
+            container.add_attachment("cover.png", "image/png", data)
+            return None
+        stream = container.add_stream("png", rate=1, width=32, height=32)
+        stream.pix_fmt = "rgb24"
+        stream.disposition = av.stream.Disposition.attached_pic
+        return _timed(av.Packet(data), 0, stream)
 
     def _add_sounds(self, container: Any) -> list[Any]:
         found = []
@@ -288,6 +308,10 @@ RECIPES = (
     Recipe("data_kept.ts", "data in its own container", raw="klv", output=".ts",
            times=range(90_000, 130_000, 3600), time_base=Fraction(1, 90_000)),
     Recipe("attachment.mkv", "an attached font", attachment=True),
+    Recipe("cover.mp4", "a cover picture", cover=True),
+    Recipe("cover.mkv", "a cover picture", cover=True),
+    Recipe("cover_to.mp4", "a cover picture, to Matroska", cover=True, output=".mkv"),
+    Recipe("cover_to.mkv", "a cover picture that .mov refuses", cover=True, output=".mov"),
     Recipe("chapters.mp4", "chapters", chapters=True),
     Recipe("chapters.mkv", "chapters", chapters=True),
     Recipe("tags.mp4", "tags of the clip and of its streams", sounds=({"language": "deu"},),

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # their timestamps can be read back as they were written, from the first one on
 EXACT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv"})
+_HINTS = {".webm": "; libvpx-vp9 and libsvtav1 fit it, and .mkv fits any"}
 _QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 
 
@@ -61,6 +62,7 @@ class Muxer:
             if not self._give_way(encoding):
                 raise MediaError(
                     f"cannot write {output} with encoder {encoding.name}: {reason(error)}"
+                    f"{_HINTS.get(output.suffix.lower(), '')}"
                 ) from error
         context = self._stream.codec_context
         self.left_out = self._others.sentences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Set
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +14,7 @@ from av.error import FFmpegError
 from vsr import unkept
 from vsr.sound import SoundConverter, known_layout, sound_codec
 from vsr.subtitles import SubtitleConverter, loses_style, subtitle_codec
-from vsr.video import JUMP_SECONDS, Reader, Timeline, reason
+from vsr.video import JUMP_SECONDS, Reader, Timeline, other_packets, reason
 
 Way = Literal["copy", "convert", "leave"]
 
@@ -58,6 +59,8 @@ class OtherStreams:
     def refuse(self, index: int, why: str) -> None:
         """Take the next way with a stream that the output's header refused."""
         self._ways[index] = "convert" if self._ways[index] == "copy" else "leave"
+        if self._source.streams[index].type == "data":  # what is said of it is of no use
+            why = f"{self._output.suffix} does not take it"
         self._why.setdefault(index, why)
 
     def add_to(self, container: Any, *, only: Set[int] | None = None) -> None:
@@ -183,9 +186,7 @@ def _copied(container: Any, stream: Any) -> Any:
         return None
     context = stream.codec_context
     if stream.type == "video":
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            raise ValueError("a second picture")
-        return container.add_stream_from_template(stream, opaque=True)
+        return _copied_cover(container, stream)
     codec = context.codec.canonical_name if context is not None else stream.name
     if unkept.cannot_be_read_back(name, codec):
         raise ValueError(f"in {name} it could not be read back")
@@ -193,6 +194,27 @@ def _copied(container: Any, stream: Any) -> Any:
     if stream.type == "audio" and context is not None:  # PCM in MP4 must name its channels
         copy.codec_context.layout = known_layout(stream)
     return copy
+
+
+def _copied_cover(container: Any, stream: Any) -> Any:
+    """Add the picture that stands for the clip: a stream in MP4, an attachment in Matroska.
+
+    Raises:
+        ValueError, FFmpegError: it is no such picture, or the container does not take it.
+    """
+    if not stream.disposition & av.stream.Disposition.attached_pic:
+        raise ValueError("a second picture")
+    if container.format.name in ("mp4", "ipod"):
+        return container.add_stream_from_template(stream, opaque=True)
+    kind = {"png": "png", "mjpeg": "jpeg"}.get(stream.name)
+    if container.format.name != "matroska" or kind is None:
+        raise ValueError(f"{container.format.name} has no place for it")
+    packets = other_packets(Path(stream.container.name.removeprefix("file:")), {stream.index})
+    with closing(packets):
+        data = bytes(next(packets))
+    name = stream.metadata.get("filename", f"cover.{kind}")
+    container.add_attachment(name, f"image/{kind}", data)
+    return None
 
 
 def _converter(container: Any, stream: Any) -> SoundConverter | SubtitleConverter | None:
