@@ -13,7 +13,7 @@ from test_engines import tiny_model
 
 from engines import create_engine
 from engines.base import Engine
-from engines.tiles import TiledEngine
+from engines.safety import SafeEngine
 from vsr.convert import PlaneLayout
 from vsr.stages import chained, device_of
 from vsr.transfer import Cuda, Host, Slots
@@ -117,7 +117,7 @@ def test_only_what_changed_is_computed_on_an_accelerator_too():
         planes = [plane.clone() for plane in first]
         planes[0][2, 3 + index] ^= 255
         moving.append(Timed(planes, index, 1))
-    engine = TiledEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"), 16)
+    engine = SafeEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"), side=16)
     expected = run(moving, engine, Host(16))
     assert_same(run(moving, engine, Simulated(), changed_only=True), expected)
 
