@@ -203,7 +203,10 @@ def spoilt(frames: Tensor, result: Tensor) -> Tensor:
     Returns:
         (1,) bool on the device.
     """
-    low, high = torch.aminmax(result.flatten(1), dim=1)  # "not a number" is passed on
+    # frame by frame: along a dimension it takes five times as long; "not a number" is passed on
+    extremes = [torch.aminmax(frame) for frame in result]
+    low = torch.stack([frame.min for frame in extremes])
+    high = torch.stack([frame.max for frame in extremes])
     finite = torch.isfinite(low) & torch.isfinite(high)
     black = (high < BLACK) & (frames.amax((1, 2, 3)) >= LIT)
     return (~finite | black).any().reshape(1)
