@@ -43,12 +43,13 @@ def main() -> None:
         planes = next(islice(reader.frames(), arguments.frame, None)).value
         rgb = to_rgb(planes, reader.info.layout)
     model = load_model(DEFAULT_MODEL)
+    engine = create_engine(model, precision="fp32")
     scale = model.scale
     small = Image.fromarray(to_picture(rgb))
     size = (small.width * scale, small.height * scale)
     pictures = {
         "bicubic": small.resize(size, Image.Resampling.BICUBIC),
-        model.name: Image.fromarray(to_picture(create_engine(model)(rgb))),
+        model.name: Image.fromarray(to_picture(engine(rgb.to(engine.device)).cpu())),
     }
 
     box = tuple(scale * edge for edge in (x, y, x + width, y + height))

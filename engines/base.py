@@ -64,6 +64,13 @@ class Engine(ABC):
         self._check(frames)
         return self._run(frames).clamp_(0, 1)
 
+    def verdict(self) -> Tensor | None:
+        """Whether any result since the last verdict is spoilt, (1,) bool on the device.
+
+        None where nobody looks.
+        """
+        return None
+
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
         """Give back what the back end holds; the engine must not be called afterwards."""
 

@@ -10,7 +10,7 @@ for a shape do so once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
@@ -23,12 +23,15 @@ from engines.base import Engine
 SMALLEST_TILE = 16  # below it, nearly all of the work is overlap
 
 
+Window = tuple[slice, slice]
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One part of a frame, in pixels of the input, each as (rows, columns)."""
 
-    core: tuple[slice, slice]
-    window: tuple[slice, slice]
+    core: Window
+    window: Window
 
     def of_result(self, scale: int) -> tuple[slice, slice]:
         """Where the core lies in the result of the whole frame."""
@@ -98,8 +101,11 @@ class TiledEngine(Engine):
         """
         self._check(frames)
         result = last_result.clone()
-        for tile in self._tiles(frames):
-            if not torch.equal(frames[(..., *tile.window)], last_frames[(..., *tile.window)]):
+        parts = list(self._tiles(frames))
+        windows = [tile.window for tile in parts]
+        differ = _differ if frames.device.type == "cpu" else _differ_on_device
+        for tile, changed in zip(parts, differ(frames, last_frames, windows), strict=True):
+            if changed:
                 self._put(tile, frames, result)
         return result
 
@@ -121,6 +127,18 @@ class TiledEngine(Engine):
     def _put(self, tile: Tile, frames: Tensor, result: Tensor) -> None:
         part = self._engine(frames[(..., *tile.window)])
         result[(..., *tile.of_result(self.scale))] = part[(..., *tile.of_window(self.scale))]
+
+
+def _differ(one: Tensor, other: Tensor, windows: Sequence[Window]) -> list[bool]:
+    """Tell in which windows two batches of frames differ."""
+    return [not torch.equal(one[(..., *part)], other[(..., *part)]) for part in windows]
+
+
+def _differ_on_device(one: Tensor, other: Tensor, windows: Sequence[Window]) -> list[bool]:
+    """Do as `_differ`, and wait for the device once, not at each window."""
+    differs = (one != other).flatten(0, 1).any(0)  # (H, W)
+    changed: list[bool] = torch.stack([differs[part].any() for part in windows]).tolist()
+    return changed
 
 
 # --------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "backend": "pytorch",
         "resumed": 0,
         "reused": 0,
+        "recomputed": 0,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import engines.tiles
 import vsr
 from engines import BACKENDS, create_engine, load_model
 from engines.tiles import TiledEngine
@@ -160,3 +161,16 @@ def test_a_change_reaches_as_far_as_the_network_sees(tiny_weights):
         assert torch.equal(updated, engine(after))
         assert not torch.equal(updated, result)
     assert torch.equal(result, engine(before))  # what was given is left as it was
+
+
+def test_all_windows_compared_at_once_are_those_compared_one_by_one():
+    """As a GPU does it, to be waited for once."""
+    before = torch.rand(2, 3, 70, 50)
+    windows = [tile.window for tile in engines.tiles.tiles((70, 50), side=16, overlap=3)]
+    for place in [(0, 0, 0, 0), (1, 2, 69, 49), (0, 1, 20, 31), None]:
+        after = before.clone()
+        if place is not None:
+            after[place] += 0.5
+        expected = engines.tiles._differ(after, before, windows)
+        assert engines.tiles._differ_on_device(after, before, windows) == expected
+        assert any(expected) == (place is not None)

@@ -11,7 +11,7 @@ from engines import BACKENDS, create_engine, load_model
 from engines.networks import build_network
 from engines.pytorch import PyTorchEngine
 from engines.tiles import TiledEngine, bytes_per_pixel, receptive_radius, tiles
-from vsr import memory, pipeline
+from vsr import memory
 from vsr.config import UpscaleConfig
 
 # float32 sums in another order
@@ -113,13 +113,13 @@ def test_a_frame_that_fits_is_computed_whole_and_one_that_does_not_in_what_fits(
     needed, radius = bytes_per_pixel(model.net), receptive_radius(model.net)
     result = 192 * 1000 * 1000
     enough = result + 2 * needed * 1000 * 1000
-    assert memory.automatic_tile(model, (1000, 1000), enough) is None
-    side = memory.automatic_tile(model, (1000, 1000), enough - 2)
+    assert memory.fitting_tile(model, (1000, 1000), enough) is None
+    side = memory.fitting_tile(model, (1000, 1000), enough - 2)
     assert 900 < side + 2 * radius < 1000
-    small = memory.automatic_tile(model, (1000, 1000), enough // 3)
+    small = memory.fitting_tile(model, (1000, 1000), enough // 3)
     assert needed * (small + 2 * radius) ** 2 <= enough // 6
     assert small < side
-    assert memory.automatic_tile(model, (1000, 1000), 0) == 16
+    assert memory.fitting_tile(model, (1000, 1000), 0) == 16
 
 
 def test_bytes_a_pixel_are_those_of_the_largest_layer_twice():
@@ -145,7 +145,7 @@ def test_a_limit_of_the_container_counts(tmp_path, limit, expected):
 def test_short_memory_leads_to_tiles_and_says_so(
     plain_clip, tiny_weights, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(pipeline, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, backend="pytorch")
     assert "50x38 is much for the memory that is free: computed in tiles of 16" in caplog.text
 

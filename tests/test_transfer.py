@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from itertools import pairwise
@@ -13,10 +15,10 @@ from test_engines import tiny_model
 
 from engines import create_engine
 from engines.base import Engine
-from engines.tiles import TiledEngine
-from vsr.convert import PlaneLayout
+from engines.safety import SafeEngine
+from vsr.convert import PlaneLayout, from_rgb, to_rgb
 from vsr.stages import chained, device_of
-from vsr.transfer import Cuda, Host, Slots
+from vsr.transfer import Host, Slots
 from vsr.video import Timed
 
 LAYOUT = PlaneLayout("yuv", chroma_step=(2, 2))
@@ -117,7 +119,7 @@ def test_only_what_changed_is_computed_on_an_accelerator_too():
         planes = [plane.clone() for plane in first]
         planes[0][2, 3 + index] ^= 255
         moving.append(Timed(planes, index, 1))
-    engine = TiledEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"), 16)
+    engine = SafeEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"), side=16)
     expected = run(moving, engine, Host(16))
     assert_same(run(moving, engine, Simulated(), changed_only=True), expected)
 
@@ -272,6 +274,23 @@ def test_whoever_waits_for_a_slot_is_woken_at_the_end():
     slots.close()
 
 
+def test_a_job_on_the_cpu_touches_nothing_of_cuda(plain_clip, tiny_weights, tmp_path):
+    """And to print a usage line, not even PyTorch is imported."""
+    code = (
+        "import sys, vsr.cli\n"
+        "assert 'torch' not in sys.modules\n"
+        "import vsr, torch\n"
+        "torch.cuda.is_available = lambda: False\n"
+        "vsr.upscale(*sys.argv[1:3], model=sys.argv[3], backend='pytorch')\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "left = ('engines.trt', 'tensorrt', 'tensorrt_rtx')\n"
+        "assert not sys.modules.keys() & set(left)\n"
+    )
+    command = [sys.executable, "-c", code, plain_clip, tmp_path / "out.mp4", tiny_weights]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_slot_alone_is_refused():
     with pytest.raises(ValueError, match="one slot computes while another moves: got 1"):
         Simulated(slots=1)
@@ -309,13 +328,37 @@ def test_a_gpu_gives_the_planes_that_the_cpu_gives(depth):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_is_waited_for_by_event_only():
-    engine = create_engine(tiny_model("srgan-lite"), backend="pytorch")
-    device = Cuda(torch.device("cuda"))
+    """PyTorch itself refuses whatever else would wait, in any thread."""
+    engine = SafeEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"))
+    assert engine.judges
+    seen = 0
     with ExitStack() as stack:
-        stack.callback(torch.cuda.set_sync_debug_mode, "default")
-        chain = chained(iter(clip(40)), LAYOUT, engine, LARGE, OUTPUT_SIZE, stack, device=device)
-        for index, _ in enumerate(chain):
-            if index == 10:  # buffers, graphs and constants are made
-                torch.cuda.set_sync_debug_mode("error")
-    assert device.slots == 3
+        chain = chained(iter(clip(40)), LAYOUT, engine, LARGE, OUTPUT_SIZE, stack)
+        try:
+            for seen, _ in enumerate(chain, 1):
+                if seen == 10:  # buffers, graphs and constants are made
+                    torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert seen == 40
+    assert engine.recomputed == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_frames_in_flight_on_a_gpu_keep_apart(precision):
+    """What the chain gives with its slots is what the engine gives for each frame alone."""
+    engine = create_engine(tiny_model("srgan-lite"), backend="pytorch", precision=precision)
+    frames = clip(60)
+    size = (4 * SIZE[0], 4 * SIZE[1])
+    with ExitStack() as stack:
+        chain = chained(iter(frames), LAYOUT, engine, LARGE, size, stack)
+        results = [[plane.clone() for plane in frame.value] for frame in chain]
+    for frame, planes in zip(frames, results, strict=True):
+        rgb = to_rgb([plane.cuda() for plane in frame.value[:3]], LAYOUT).to(engine.dtype)
+        alone = from_rgb(engine(rgb).float(), LARGE)
+        assert all(
+            torch.equal(mine.cpu(), other) for mine, other in zip(alone, planes, strict=True)
+        )

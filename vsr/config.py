@@ -118,6 +118,8 @@ class Result:
     """frames taken over from an interrupted run"""
     reused: int = 0
     """frames equal to the one before them, to the bit, and therefore not computed again"""
+    recomputed: int = 0
+    """frames that came out not finite or black, and were computed again in float32"""
 
     @property
     def fps(self) -> float:

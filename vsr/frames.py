@@ -26,8 +26,8 @@ from typing import Any, TextIO, TypeVar
 
 from torch import Tensor
 
-from engines import Engine
 from engines.errors import MediaError
+from engines.safety import SafeEngine
 from vsr.config import Progress, UpscaleConfig
 from vsr.convert import oriented
 from vsr.journal import changes, lock, partial_folder, sync_folder
@@ -292,7 +292,7 @@ def _read_list(path: Path) -> tuple[dict[str, Any] | None, dict[int, str]]:
 def upscale_to_frames(
     config: UpscaleConfig,
     reader: Reader,
-    engine: Engine,
+    engine: SafeEngine,
     output: Path,
     size: tuple[int, int],
     key: dict[str, Any],
@@ -352,7 +352,7 @@ def _pictures(
     config: UpscaleConfig,
     frames: Iterator[Timed[list[Tensor]]],
     info: ClipInfo,
-    engine: Engine,
+    engine: SafeEngine,
     size: tuple[int, int],
     stack: ExitStack,
     meters: StageMeters,

@@ -6,10 +6,15 @@ import math
 import sys
 from pathlib import Path
 
+import torch
+
+from engines import Engine
 from engines.tiles import SMALLEST_TILE, bytes_per_pixel, receptive_radius
 from engines.weights import Model
 
 _CGROUP = Path("/sys/fs/cgroup")
+# the engine's, the same in float32 and resized, and what the chroma filter makes of it: a guess
+_RESULTS_ON_DEVICE = 5
 
 
 def peak_bytes() -> int:
@@ -41,7 +46,39 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) ->
         return free
 
 
-def automatic_tile(model: Model, size: tuple[int, int], free: int) -> int | None:
+def free_device_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that is free, or that PyTorch holds and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + held)
+
+
+def automatic_tile(engine: Engine, size: tuple[int, int]) -> int | None:
+    """Choose the side of a tile by the memory that is free where the engine runs.
+
+    Args:
+        engine: to run.
+        size: (height, width) of the input.
+
+    Returns:
+        Pixels of the input; None: the whole frame fits, or nobody tells.
+    """
+    on_host = engine.device.type == "cpu"
+    free = free_bytes() if on_host else free_device_bytes(engine.device)
+    if free is None:
+        return None
+    return fitting_tile(
+        engine.model,
+        size,
+        free,
+        value_bytes=engine.dtype.itemsize,
+        results=1 if on_host else _RESULTS_ON_DEVICE,
+    )
+
+
+def fitting_tile(
+    model: Model, size: tuple[int, int], free: int, *, value_bytes: int = 4, results: int = 1
+) -> int | None:
     """Choose the side of a tile, in pixels of the input; None: the whole frame fits.
 
     The engine may take half of what is free beside the frame's result; the rest is for the frames
@@ -51,11 +88,13 @@ def automatic_tile(model: Model, size: tuple[int, int], free: int) -> int | None
         model: whose network is to run; `bytes_per_pixel` has the model of its memory.
         size: (height, width) of the input.
         free: bytes.
+        value_bytes: of a number as the engine computes with it.
+        results: whole frames of float32 RGB, as large as the result, that lie in this memory.
     """
     height, width = size
     result = 3 * 4 * model.scale**2 * height * width  # RGB in float32
-    budget = max(free // 8, (free - result) // 2)
-    needed = bytes_per_pixel(model.net)
+    budget = max(free // 8, (free - results * result) // 2)
+    needed = bytes_per_pixel(model.net) * value_bytes // 4
     if height * width * needed <= budget:
         return None
     side = math.isqrt(budget // needed) - 2 * receptive_radius(model.net)

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from engines import Backend, Engine, Precision, create_engine, load_model
 from engines.errors import MediaError
-from engines.tiles import TiledEngine
+from engines.safety import SafeEngine
 from engines.weights import Model
 from vsr import segments
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
 from vsr.inputs import open_reader
-from vsr.memory import automatic_tile, free_bytes, peak_bytes
+from vsr.memory import automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
@@ -159,9 +159,8 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         engine = create_engine(
             loaded, backend=config.backend, precision=config.precision, threads=config.threads
         )
-        if (side := tile_side(config, loaded, reader.info.size)) is not None:
-            engine = TiledEngine(engine, side)
-        stack.enter_context(closing(engine))
+        side = tile_side(config, engine, reader.info.size)
+        engine = stack.enter_context(closing(SafeEngine(engine, side=side)))
         began = time.monotonic()
         resumed = reused = 0
         if reader.info.is_still:
@@ -171,6 +170,11 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             key = job_key(config, loaded, engine, size) | {"source": reader.stamp()}
             frames, resumed, reused = _kind_of_job(output)(
                 config, reader, engine, output, size, key, progress
+            )
+        if engine.recomputed:
+            log.warning(
+                "%d frames that came out not finite or black were computed again in float32",
+                engine.recomputed,
             )
         return Result(
             input=config.source,
@@ -186,6 +190,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             peak_bytes=peak_bytes(),
             resumed=resumed,
             reused=reused,
+            recomputed=engine.recomputed,
         )
 
 
@@ -207,7 +212,7 @@ def _check(config: UpscaleConfig, output: Path) -> None:
 def _upscale_clip(
     config: UpscaleConfig,
     reader: Reader,
-    engine: Engine,
+    engine: SafeEngine,
     output: Path,
     size: tuple[int, int],
     key: dict[str, Any],
@@ -264,12 +269,11 @@ def _upscale_clip(
     return writer.frames, writer.resumed, reused
 
 
-def tile_side(config: UpscaleConfig, model: Model, size: tuple[int, int]) -> int | None:
+def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
     """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
     if config.tile is not None:
         return config.tile
-    free = free_bytes()
-    side = None if free is None else automatic_tile(model, size, free)
+    side = automatic_tile(engine, size)
     if side is not None:
         log.warning(
             "%dx%d is much for the memory that is free: computed in tiles of %d pixels",

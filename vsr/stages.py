@@ -6,15 +6,16 @@ and the frame's `Slot` keeps uploads, work and downloads in order (see `vsr.tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from engines import Engine
-from engines.tiles import TiledEngine
+from engines.safety import SafeEngine
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
 from vsr.threads import Meter, in_thread
 from vsr.transfer import Cuda, Device, Host, Slot, Slots
@@ -51,6 +52,8 @@ class Staged(NamedTuple):
     slot: Slot
     rgb: Tensor
     """(1, 3, H, W) on the device; to be read within the slot's `work` only"""
+    verdict: Tensor | None = None
+    """of the engine; see `Engine.verdict`"""
 
 
 def device_of(engine: Engine) -> Device:
@@ -78,7 +81,7 @@ def chained(
     Args:
         frames: from the decoder; consumed in a thread.
         layout: of their planes.
-        engine: upscales them; a `TiledEngine` for `changed_only`.
+        engine: upscales them; a `SafeEngine` with tiles for `changed_only`.
         output_layout: of the planes that come out.
         size: (height, width) of the output.
         stack: closes the stages, from the last to the first.
@@ -101,13 +104,16 @@ def chained(
     uploads = stage(uploaded(without_repeats(frames), slots, layout), "decode")
     rgb = step(to_rgb_frames(uploads, layout, engine), "to-rgb")
     if changed_only:
-        assert isinstance(engine, TiledEngine)
+        assert isinstance(engine, SafeEngine)
         large = step(upscaled_where_changed(rgb, engine), "engine")
     else:
         large = step(upscaled(rgb, engine), "engine")
     downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
     stack.callback(slots.stop)  # runs first: a thread that waits for a slot cannot be closed
-    return delivered(downloads, slots)
+    again = None
+    if isinstance(engine, SafeEngine) and engine.judges:
+        again = partial(recomputed, engine, layout, output_layout, size)
+    return delivered(downloads, slots, again)
 
 
 def without_repeats(
@@ -156,12 +162,13 @@ def upscaled(
         staged = frame.value
         if staged is not None:
             with staged.slot.work():
-                staged = staged._replace(rgb=engine(staged.rgb))
+                large = engine(staged.rgb)
+            staged = Staged(staged.slot, large, engine.verdict())
         yield Timed(staged, frame.pts, frame.duration)
 
 
 def upscaled_where_changed(
-    frames: Iterable[Timed[Staged | None]], engine: TiledEngine
+    frames: Iterable[Timed[Staged | None]], engine: SafeEngine
 ) -> Iterator[Timed[Staged | None]]:
     """Run the engine on what differs from the frame before."""
     last: tuple[Tensor, Tensor] | None = None
@@ -172,26 +179,39 @@ def upscaled_where_changed(
                 rgb = staged.rgb
                 large = engine(rgb) if last is None else engine.update(rgb, *last)
             last = rgb, large
-            staged = staged._replace(rgb=large)
+            staged = Staged(staged.slot, large, engine.verdict())
         yield Timed(staged, frame.pts, frame.duration)
 
 
 def to_plane_frames(
     frames: Iterable[Timed[Staged | None]], layout: PlaneLayout, size: tuple[int, int]
 ) -> Iterator[Timed[Slot | None]]:
-    """Shrink to the output's size and turn into the planes that the encoder takes."""
+    """Shrink to the output's size and turn into the planes that the encoder takes.
+
+    The verdict, where there is one, follows the planes to the host.
+    """
     for frame in frames:
         slot = None
         if frame.value is not None:
-            slot, rgb = frame.value
+            slot, rgb, verdict = frame.value
             with slot.work():
                 planes = from_rgb(resize(rgb.float(), size), layout)
-            slot.download(planes)
+            slot.download(planes if verdict is None else [*planes, verdict])
         yield Timed(slot, frame.pts, frame.duration)
 
 
-def delivered(frames: Iterable[Timed[Slot | None]], slots: Slots) -> Iterator[Timed[list[Tensor]]]:
-    """Wait for each frame's planes; its slot is free again when the next frame's turn has come."""
+def delivered(
+    frames: Iterable[Timed[Slot | None]],
+    slots: Slots,
+    again: Callable[[Slot], list[Tensor]] | None = None,
+) -> Iterator[Timed[list[Tensor]]]:
+    """Wait for each frame's planes; its slot is free again when the next frame's turn has come.
+
+    Args:
+        frames: whose downloads are launched.
+        slots: of these frames.
+        again: computes a spoilt frame once more; None: no frame comes with a verdict.
+    """
     planes: list[Tensor] = []
     held: Slot | None = None
     for frame in frames:
@@ -200,4 +220,21 @@ def delivered(frames: Iterable[Timed[Slot | None]], slots: Slots) -> Iterator[Ti
                 slots.give_back(held)
             held = frame.value
             planes = held.result()
+            if again is not None and bool(planes.pop()):
+                planes = again(held)
         yield Timed(planes, frame.pts, frame.duration)
+
+
+def recomputed(
+    engine: SafeEngine,
+    layout: PlaneLayout,
+    output_layout: PlaneLayout,
+    size: tuple[int, int],
+    slot: Slot,
+) -> list[Tensor]:
+    """Compute the frame in a slot in float32, from its planes to those of its result."""
+    with slot.work():
+        large = engine.again(to_rgb(slot.planes, layout))
+        planes = from_rgb(resize(large, size), output_layout)
+    slot.download(planes)
+    return slot.result()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from engines import Engine
 from engines.errors import MediaError
+from engines.safety import SafeEngine
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout, from_rgb, oriented, quarter_turn, resize, to_rgb
 from vsr.output import refuse_other_shape
@@ -31,7 +31,7 @@ _USUAL_PRIMARIES, _USUAL_TRANSFERS = (1, 2), (1, 2, 4, 6, 13)
 
 
 def upscale_still(
-    config: UpscaleConfig, reader: Reader, engine: Engine, output: Path, size: tuple[int, int]
+    config: UpscaleConfig, reader: Reader, engine: SafeEngine, output: Path, size: tuple[int, int]
 ) -> int:
     """Upscale a picture to (height, width), and return the number of frames: 1.
 
@@ -53,7 +53,7 @@ def upscale_still(
     return 1
 
 
-def warn_of_precision(info: ClipInfo, engine: Engine) -> None:
+def warn_of_precision(info: ClipInfo, engine: SafeEngine) -> None:
     """Say so where the engine computes in fewer bits than a deep picture has."""
     if info.layout.depth > 8 and engine.precision != "fp32":
         log.warning(
@@ -99,7 +99,7 @@ def stored_format(info: ClipInfo, suffix: str, tags: PhotoTags) -> PictureFormat
 
 
 def enlarged(
-    planes: list[Tensor], info: ClipInfo, engine: Engine, size: tuple[int, int]
+    planes: list[Tensor], info: ClipInfo, engine: SafeEngine, size: tuple[int, int]
 ) -> list[Tensor]:
     """Upscale one picture, its alpha too, and turn it upright.
 
@@ -115,17 +115,13 @@ def enlarged(
     alpha = planes[-1] if info.alpha else None
     planes = planes[: len(info.layout.plane_sizes(1, 1))]
     layout = picture_layout(info.layout)
-    result = from_rgb(resize(_run(engine, to_rgb(planes, info.layout)), size), layout)
+    result = from_rgb(resize(engine.upscale(to_rgb(planes, info.layout)), size), layout)
     if alpha is not None:
         grey = PlaneLayout(kind="grey", depth=info.layout.depth, full_range=True)
         levels = to_rgb([alpha], grey)
         constant = bool(levels.min() == levels.max())  # what is opaque stays wholly opaque
-        large = levels[..., :1, :1].expand(1, 3, *size) if constant else _run(engine, levels)
+        large = levels[..., :1, :1].expand(1, 3, *size) if constant else engine.upscale(levels)
         result += from_rgb(resize(large, size), replace(grey, depth=layout.depth))
     if info.display_matrix is not None:  # a picture's file is not turned by its viewer: do it here
         result = [oriented(plane, info.display_matrix) for plane in result]
     return result
-
-
-def _run(engine: Engine, rgb: Tensor) -> Tensor:
-    return engine(rgb.to(engine.device, engine.dtype)).float().cpu()

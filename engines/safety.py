@@ -1,0 +1,220 @@
+"""An engine that goes on: short memory makes its tiles smaller, and a spoilt frame is noticed.
+
+Half precision ends at 65,504, and eight bits at what calibration has seen: a frame beyond that
+comes out as "not a number", infinite, or black. Whether one did is found out on the device and read
+with the frame itself, so nobody waits for it; such a frame is computed again in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from engines.base import Engine
+from engines.errors import OutOfMemory
+from engines.pytorch import PyTorchEngine
+from engines.tiles import SMALLEST_TILE, TiledEngine
+
+log = logging.getLogger(__name__)
+
+BLACK = 0.5 / 255  # what is below comes out as 8-bit black
+LIT = 0.1  # a frame that reaches it has something to show
+
+# how libraries that have no exception of their own for it say so
+_SHORTAGES = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+
+
+class SafeEngine(Engine):
+    """An engine that runs another one, whole frames or tiles; same contract, same results.
+
+    Out of memory, it halves its tiles and computes the same frame again, and goes on with these.
+
+    Args:
+        engine: closed with this one.
+        side: of a tile's core, in pixels of the input; None: whole frames.
+
+    Attributes:
+        recomputed: frames computed again in float32, so far.
+
+    Raises:
+        OutOfMemory: by a call: not even the smallest tiles fit.
+    """
+
+    def __init__(self, engine: Engine, *, side: int | None = None) -> None:
+        super().__init__(
+            engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
+        )
+        self.backend = engine.backend
+        self.recomputed = 0
+        self._judge = None if engine.precision == "fp32" else _Judge(engine)
+        self._engine = self._judge or engine
+        self._tiled = None if side is None else TiledEngine(self._engine, side)
+        self._exact: SafeEngine | None = None
+        self._start_anew = False
+        self._last_verdict: Tensor | None = None
+
+    @property
+    def description(self) -> str:
+        """What runs where, for people."""
+        return self._engine.description
+
+    @property
+    def side(self) -> int | None:
+        """Side of the tiles at the moment; None: whole frames."""
+        return None if self._tiled is None else self._tiled.side
+
+    @property
+    def judges(self) -> bool:
+        """Whether `verdict` has something to say: whether float32 could do better."""
+        return self._judge is not None
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Upscale frames (the contract is that of `Engine`)."""
+        return self._run(frames)  # checked and clamped by the engine within
+
+    def update(self, frames: Tensor, last_frames: Tensor, last_result: Tensor) -> Tensor:
+        """Upscale frames of which the last ones' result is known (see `TiledEngine.update`).
+
+        What is taken over of a spoilt result is spoilt: the verdict stays until all is new.
+        """
+        if self._tiled is None:
+            raise ValueError("only an engine with tiles can leave out some of them")
+        if self._start_anew:
+            self._start_anew = False
+            return self(frames)
+        if self._judge is not None:
+            self._judge.spoilt = self._last_verdict
+
+        def update() -> Tensor:
+            assert self._tiled is not None
+            return self._tiled.update(frames, last_frames, last_result)
+
+        return self._with_memory(update, frames)
+
+    def verdict(self) -> Tensor | None:
+        if self._judge is None:
+            return None
+        self._last_verdict, self._judge.spoilt = self._judge.spoilt, None
+        return self._last_verdict
+
+    def again(self, frames: Tensor) -> Tensor:
+        """Upscale in float32 what came out spoilt; in any thread.
+
+        Args:
+            frames: (N, 3, H, W) float32 RGB in [0, 1] on the engine's device.
+
+        Returns:
+            (N, 3, H*scale, W*scale) float32 on the same device; a fresh tensor.
+        """
+        if not self.recomputed:
+            log.warning(
+                "a frame came out of %s not finite or black: it is computed again in float32",
+                self.description,
+            )
+        self.recomputed += 1
+        self._start_anew = True
+        if self._exact is None:
+            exact = PyTorchEngine(self.model, precision="fp32")
+            self._exact = SafeEngine(exact, side=self.side)
+        return self._exact(frames.to(self._exact.device)).to(frames.device)
+
+    def upscale(self, rgb: Tensor) -> Tensor:
+        """Upscale float32 RGB from the CPU to the CPU, again if it is spoilt, and wait for it."""
+        result = self(rgb.to(self.device, self.dtype)).float()
+        spoilt = self.verdict()
+        if spoilt is not None and bool(spoilt):
+            result = self.again(rgb.to(self.device))
+        return result.cpu()
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        self._engine.close()
+        if self._exact is not None:
+            self._exact.close()
+
+    def _run(self, frames: Tensor) -> Tensor:
+        return self._with_memory(lambda: (self._tiled or self._engine)(frames), frames)
+
+    def _with_memory(self, call: Callable[[], Tensor], frames: Tensor) -> Tensor:
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = " ".join(str(error).split())
+            self._halve_tiles(frames, shortage)  # here: the exception holds on to memory
+
+    def _halve_tiles(self, frames: Tensor, shortage: str) -> None:
+        height, width = frames.shape[2:]
+        side = min(self.side or max(height, width), max(height, width))
+        if side <= SMALLEST_TILE:
+            raise OutOfMemory(
+                f"no memory for a frame of {width}x{height} on {self.device}, not even in tiles of "
+                f"{SMALLEST_TILE} pixels: {shortage}"
+            )
+        side = max(SMALLEST_TILE, side // 2)
+        log.warning(
+            "out of memory on %s: from here on computed in tiles of %d pixels", self.device, side
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._tiled = TiledEngine(self._engine, side)
+
+
+class _Judge(Engine):
+    """Runs an engine and looks at what it gives before it is clamped."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(
+            engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
+        )
+        self.backend = engine.backend
+        self.spoilt: Tensor | None = None
+        """(1,) bool on the device: whether any result since it was None is spoilt"""
+        self._engine = engine
+
+    @property
+    def description(self) -> str:
+        return self._engine.description
+
+    def _run(self, frames: Tensor) -> Tensor:
+        result = self._engine._run(frames)
+        found = spoilt(frames, result)
+        self.spoilt = found if self.spoilt is None else self.spoilt | found
+        return result
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def spoilt(frames: Tensor, result: Tensor) -> Tensor:
+    """Tell whether one of the results is not finite, or black where its frame is not.
+
+    Launched on the device without waiting for it.
+
+    Args:
+        frames: (N, 3, H, W) what went in.
+        result: (N, 3, H*scale, W*scale) what came out, not yet clamped.
+
+    Returns:
+        (1,) bool on the device.
+    """
+    # frame by frame: along a dimension it takes five times as long; "not a number" is passed on
+    extremes = [torch.aminmax(frame) for frame in result]
+    low = torch.stack([frame.min for frame in extremes])
+    high = torch.stack([frame.max for frame in extremes])
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    black = (high < BLACK) & (frames.amax((1, 2, 3)) >= LIT)
+    return (~finite | black).any().reshape(1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an exception, of whatever library, says that memory is short."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _SHORTAGES)
