@@ -6,40 +6,48 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from engines.algebra import Rewrites, rewrite
 from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
+from engines.int8 import (
+    Int8Form,
+    cpu_multiplies_int8,
+    insert_fake_quantize,
+    load_int8,
+    with_int8_weights,
+)
+from engines.networks import Network
 from engines.weights import Model
 
 
 class OpenVINOEngine(Engine):
-    """The network compiled by OpenVINO for the CPU, in float32.
+    """The network compiled by OpenVINO for the CPU.
 
     A size other than the last one costs a reshape and a compilation.
 
     Args:
         model: the weights.
-        precision: "auto" or "fp32".
+        precision: "fp32"; "int8", where the model has an int8 form (see `engines.int8`); or "auto":
+            int8 where the form has passed its gate and the CPU has the instructions, else fp32.
         threads: threads of the inference; None leaves the choice to OpenVINO.
 
     Raises:
         BackendUnavailable: openvino is not installed or has no CPU plugin here, or has not that
             precision.
         EngineBuildError: OpenVINO cannot convert or compile the network.
+        WeightsError: the model's int8 file is damaged.
     """
 
     backend = "openvino"
+    precisions = ("fp32", "int8")
 
     def __init__(
         self, model: Model, *, precision: Precision = "auto", threads: int | None = None
     ) -> None:
-        chosen = choose_precision(self.backend, precision, self.precisions)
-        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         try:
             import openvino
-            from openvino.frontend import FrontEndManager
-            from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
         except ImportError as error:
             raise BackendUnavailable(
                 f"backend 'openvino' needs OpenVINO: pip install openvino ({error})"
@@ -47,24 +55,32 @@ class OpenVINOEngine(Engine):
         self._core = openvino.Core()
         if "CPU" not in self._core.available_devices:
             raise BackendUnavailable("backend 'openvino' found no CPU device on this machine")
+        form = None if precision == "fp32" else load_int8(model)
+        chosen = choose_precision(
+            self.backend, precision, self._offered(form), here=f" for model {model.name!r}"
+        )
+        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         # the default on some CPUs is bf16, which is not what the gate and the tests saw
         self._options["INFERENCE_PRECISION_HINT"] = "f32"
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            with warnings.catch_warnings():
-                # tracing is deprecated in PyTorch, and twice as fast here as torch.export
-                warnings.simplefilter("ignore", DeprecationWarning)
-                example = torch.zeros(1, 3, 16, 16)
-                # not openvino.convert_model, which sends telemetry from a process of its own
-                decoder = TorchScriptPythonDecoder(model.net, example_input=(example,))
-                frontend = FrontEndManager().load_by_framework("pytorch")
-                self._network = frontend.convert(frontend.load(decoder))
-        except Exception as error:  # OpenVINO raises bare RuntimeError and its own kinds
-            raise EngineBuildError(f"OpenVINO cannot convert {model.name}: {error}") from error
+        module = runtime_form(model.net)
+        if chosen == "int8" and form is not None:
+            self._network = convert(with_int8_weights(module, form), model.name)
+            insert_fake_quantize(self._network, form)
+        else:
+            self._network = convert(module, model.name)
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
+
+    def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
+        """Return the precisions there are, the one that is best here first."""
+        if form is None:
+            return ("fp32",)
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        worthwhile = form.passed and cpu_multiplies_int8(capabilities)
+        return ("int8", "fp32") if worthwhile else ("fp32", "int8")
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
@@ -85,3 +101,30 @@ class OpenVINOEngine(Engine):
         """Give back the compiled network."""
         self._request = None
         self._shape = ()
+
+
+def runtime_form(net: Network) -> nn.Module:
+    """Return the form of a network that OpenVINO runs: the same function, clamped to [0, 1]."""
+    return rewrite(net, Rewrites(nearest=True))
+
+
+def convert(module: nn.Module, name: str) -> Any:
+    """Return a module as an `openvino.Model`, of any input size.
+
+    Raises:
+        EngineBuildError: OpenVINO cannot convert it.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    try:
+        with warnings.catch_warnings():
+            # tracing is deprecated in PyTorch, and twice as fast here as torch.export
+            warnings.simplefilter("ignore", DeprecationWarning)
+            example = torch.zeros(1, 3, 16, 16)
+            # not openvino.convert_model, which sends telemetry from a process of its own
+            decoder = TorchScriptPythonDecoder(module, example_input=(example,))
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            return frontend.convert(frontend.load(decoder))
+    except Exception as error:  # OpenVINO raises bare RuntimeError and its own kinds
+        raise EngineBuildError(f"OpenVINO cannot convert {name}: {error}") from error
