@@ -38,7 +38,9 @@ FORMAT = "vsr-int8/1"
 MOST = 127
 """steps from zero to the end of a range; inputs have one more below zero"""
 LARGEST_LOSS_DB = 0.1
-"""the gate: how much PSNR against the original a set of pictures may lose"""
+"""the gate: how much PSNR against the originals a test set may lose"""
+LEAST_LEVELS = 0.98
+"""the gate: how many of the levels of float32 a smooth ramp must keep"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,18 @@ class Int8Form:
     """(C_out,) by convolution"""
     input_steps: dict[str, float]
     gate: dict[str, Any]
-    """dB lost against the originals by test set (`loss_db`), and what else was measured"""
+    """what `train.quantize.measure` found; empty before it did"""
 
     @property
     def passed(self) -> bool:
-        """Whether the gate was measured, and no set loses more than it may."""
-        losses = self.gate.get("loss_db", {})
-        return bool(losses) and max(losses.values()) <= LARGEST_LOSS_DB
+        """Whether the gate was measured, no set loses more than it may, and no ramp has bands."""
+        if not self.gate:
+            return False
+        levels = self.gate["ramp_levels"]
+        return (
+            max(self.gate["loss_db"].values()) <= LARGEST_LOSS_DB
+            and levels["int8"] >= LEAST_LEVELS * levels["fp32"]
+        )
 
 
 def quantised_convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:

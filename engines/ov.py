@@ -46,6 +46,7 @@ class OpenVINOEngine(Engine):
     def __init__(
         self, model: Model, *, precision: Precision = "auto", threads: int | None = None
     ) -> None:
+        choose_precision(self.backend, precision, self.precisions)
         try:
             import openvino
         except ImportError as error:
