@@ -38,6 +38,8 @@ class Engine(ABC):
     """name in `engines.BACKENDS`"""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     """what the back end can compute in; the first is what "auto" takes"""
+    clamps: ClassVar[bool] = False
+    """whether `_run` itself keeps to [0, 1]"""
 
     def __init__(
         self,
@@ -62,7 +64,8 @@ class Engine(ABC):
     def __call__(self, frames: Tensor) -> Tensor:
         """Upscale frames (the contract is in the class's docstring)."""
         self._check(frames)
-        return self._run(frames).clamp_(0, 1)
+        result = self._run(frames)
+        return result if self.clamps else result.clamp_(0, 1)
 
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
         """Give back what the back end holds; the engine must not be called afterwards."""
@@ -81,7 +84,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _run(self, frames: Tensor) -> Tensor:
-        """Run the network on checked frames; the result is fresh and may leave [0, 1]."""
+        """Run the network on checked frames; the result is fresh, and in [0, 1] if `clamps`."""
 
 
 def choose_precision(

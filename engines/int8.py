@@ -41,6 +41,8 @@ LARGEST_LOSS_DB = 0.1
 """the gate: how much PSNR against the originals a test set may lose"""
 LEAST_LEVELS = 0.98
 """the gate: how many of the levels of float32 a smooth ramp must keep"""
+CPU_FLAGS = Path("/proc/cpuinfo")
+"""where Linux lists a CPU's instructions"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +130,9 @@ def write_forms(path: Path, forms: list[Int8Form]) -> None:
             if conv in form.weight_steps:
                 step = form.weight_steps[conv]
                 value = (value / step.view(-1, 1, 1, 1)).round().to(torch.int8)
-                tensors[f"{texture}/{conv}.weight_step"] = step
+                tensors[f"{texture}/{conv}.weight_step"] = step.clone()
                 tensors[f"{texture}/{conv}.input_step"] = torch.tensor(form.input_steps[conv])
-            tensors[f"{texture}/{name}"] = value.contiguous()
+            tensors[f"{texture}/{name}"] = value.clone()  # two forms may share what was not trained
     metadata = {"format": FORMAT, "forms": json.dumps(accounts, sort_keys=True)}
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.torch.save(tensors, metadata))
@@ -227,6 +229,5 @@ def cpu_multiplies_int8(capabilities: list[str]) -> bool:
     """
     if "INT8" not in capabilities:
         return False
-    flags = Path("/proc/cpuinfo")
-    known = flags.read_text() if flags.exists() else ""
+    known = CPU_FLAGS.read_text() if CPU_FLAGS.exists() else ""
     return re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", known) is not None
