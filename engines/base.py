@@ -12,7 +12,7 @@ from torch import Tensor
 from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.weights import Model
 
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 class Engine(ABC):

@@ -43,6 +43,8 @@ LEAST_LEVELS = 0.98
 """the gate: how many of the levels of float32 a smooth ramp must keep"""
 CPU_FLAGS = Path("/proc/cpuinfo")
 """where Linux lists a CPU's instructions"""
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""any of these makes int8 worth while; without them sums may saturate, and the gain is small"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +211,7 @@ def insert_fake_quantize(network: Any, form: Int8Form) -> None:
             continue
         left.remove(conv := match[1])
         step = torch.tensor(form.input_steps[conv])
-        inputs = fake_quantize(
-            node.input_value(0), -(MOST + 1) * step, MOST * step, 2 * MOST + 2
-        )
+        inputs = fake_quantize(node.input_value(0), -(MOST + 1) * step, MOST * step, 2 * MOST + 2)
         node.input(0).replace_source_output(inputs)
         end = MOST * form.weight_steps[conv].view(-1, 1, 1, 1)
         weights = fake_quantize(node.input_value(1), -end, end, 2 * MOST + 1)
@@ -220,14 +220,6 @@ def insert_fake_quantize(network: Any, form: Int8Form) -> None:
         raise EngineBuildError(f"OpenVINO's graph has no convolution {', '.join(sorted(left))}")
 
 
-def cpu_multiplies_int8(capabilities: list[str]) -> bool:
-    """Tell whether the CPU has int8 instructions that make it worth while: VNNI or AMX.
-
-    Args:
-        capabilities: what OpenVINO says that its CPU plugin can do; "INT8" stands there without
-            VNNI too, where intermediate sums may saturate and the gain is small.
-    """
-    if "INT8" not in capabilities:
-        return False
-    known = CPU_FLAGS.read_text() if CPU_FLAGS.exists() else ""
-    return re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", known) is not None
+def cpu_flags() -> set[str]:
+    """Return the names of this CPU's instruction sets; none where the system is not Linux."""
+    return set(CPU_FLAGS.read_text().split()) if CPU_FLAGS.exists() else set()

@@ -13,13 +13,18 @@ from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
 from engines.int8 import (
     Int8Form,
-    cpu_multiplies_int8,
+    INT8_FLAGS,
+    cpu_flags,
     insert_fake_quantize,
     load_int8,
     with_int8_weights,
 )
 from engines.networks import Network
 from engines.weights import Model
+
+
+BF16_FLAG = "amx_bf16"
+"""of the CPU; without it bf16 is no faster than float32"""
 
 
 class OpenVINOEngine(Engine):
@@ -29,8 +34,9 @@ class OpenVINOEngine(Engine):
 
     Args:
         model: the weights.
-        precision: "fp32"; "int8", where the model has an int8 form (see `engines.int8`); or "auto":
-            int8 where the form has passed its gate and the CPU has the instructions, else fp32.
+        precision: "fp32"; "int8", where the model has an int8 form (see `engines.int8`); "bf16",
+            where the CPU has matrix instructions for it; or "auto": int8 where the form has passed
+            its gate and the CPU has the instructions, else fp32.
         threads: threads of the inference; None leaves the choice to OpenVINO.
 
     Raises:
@@ -41,7 +47,7 @@ class OpenVINOEngine(Engine):
     """
 
     backend = "openvino"
-    precisions = ("fp32", "int8")
+    precisions = ("fp32", "int8", "bf16")
     clamps = True
 
     def __init__(
@@ -59,12 +65,12 @@ class OpenVINOEngine(Engine):
             raise BackendUnavailable("backend 'openvino' found no CPU device on this machine")
         form = None if precision == "fp32" else load_int8(model)
         chosen = choose_precision(
-            self.backend, precision, self._offered(form), here=f" for model {model.name!r}"
+            self.backend, precision, self._offered(form), here=f" for {model.name!r} here"
         )
         super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        # the default on some CPUs is bf16, which is not what the gate and the tests saw
-        self._options["INFERENCE_PRECISION_HINT"] = "f32"
+        # said in any case: left to itself, OpenVINO takes bf16 on some CPUs
+        self._options["INFERENCE_PRECISION_HINT"] = "bf16" if chosen == "bf16" else "f32"
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
         module = runtime_form(model.net)
@@ -75,14 +81,17 @@ class OpenVINOEngine(Engine):
             self._network = convert(module, model.name)
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
+        self._compiled: Any = None
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
-        if form is None:
-            return ("fp32",)
-        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        worthwhile = form.passed and cpu_multiplies_int8(capabilities)
-        return ("int8", "fp32") if worthwhile else ("fp32", "int8")
+        flags = cpu_flags()
+        offered: list[Precision] = ["fp32"]
+        if form is not None:
+            offered.insert(0 if form.passed and flags & INT8_FLAGS else 1, "int8")
+        if BF16_FLAG in flags:
+            offered.append("bf16")
+        return tuple(offered)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
@@ -90,8 +99,22 @@ class OpenVINOEngine(Engine):
             compiled = self._core.compile_model(self._network, "CPU", self._options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._shape = shape
+
+    def kernels(self, kind: str) -> list[str]:
+        """Return the number format of each kernel of a kind ("Convolution") that runs.
+
+        Only after a call: what runs is decided by its size.
+        """
+        nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        infos = [node.get_rt_info() for node in nodes]
+        return [
+            info["runtimePrecision"].astype(str)
+            for info in infos
+            if info["layerType"].astype(str) == kind
+        ]
 
     def _run(self, frames: Tensor) -> Tensor:
         if tuple(frames.shape) != self._shape:
@@ -107,7 +130,7 @@ class OpenVINOEngine(Engine):
 
     def close(self) -> None:
         """Give back the compiled network."""
-        self._request = None
+        self._request = self._compiled = None
         self._shape = ()
 
 

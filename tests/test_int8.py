@@ -15,9 +15,10 @@ from engines import create_engine, int8, load_model
 from engines.errors import BackendUnavailable, EngineBuildError, WeightsError
 from engines.int8 import (
     LARGEST_LOSS_DB,
+    INT8_FLAGS,
     LEAST_LEVELS,
     Int8Form,
-    cpu_multiplies_int8,
+    cpu_flags,
     insert_fake_quantize,
     load_int8,
     quantised_convolutions,
@@ -45,6 +46,8 @@ GATE = {"loss_db": {"Set5": 0.05}, "ramp_levels": {"fp32": 100, "int8": 100}}
 SAME_ROUNDING = 5e-3
 # root mean square, of networks that nobody trained, on noise
 ROUGH = 0.05
+# bfloat16 has 8 bits, rounded at each layer
+BF16 = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +119,7 @@ def test_equal_ranges_leave_the_function_as_it_is(model):
     equalise(module, frames)
     torch.testing.assert_close(module(frames), before, atol=1e-5, rtol=0)
     changed = quantised_convolutions(module).values()
-    assert any(
-        not torch.equal(a, b.weight) for a, b in zip(weights, changed, strict=True)
-    )
+    assert any(not torch.equal(a, b.weight) for a, b in zip(weights, changed, strict=True))
 
 
 def test_training_reaches_weights_slopes_and_steps(model):
@@ -154,12 +155,11 @@ def test_convolutions_run_in_int8_and_hand_on_int8(model):
     insert_fake_quantize(network, form)
     import openvino
 
-    core = openvino.Core()
-    if not cpu_multiplies_int8(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+    if not int8.cpu_flags() & int8.INT8_FLAGS:
         pytest.skip("the CPU has neither VNNI nor AMX")
     network.reshape([1, 3, 32, 32])
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(network, "CPU", options)
+    compiled = openvino.Core().compile_model(network, "CPU", options)
     nodes = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()}
         for node in compiled.get_runtime_model().get_ordered_ops()
@@ -201,7 +201,7 @@ def test_a_form_of_other_weights_is_not_used(model):
     write_forms(model.int8_path, [replace(form, sha256="other")])
     assert load_int8(model) is None
     with pytest.raises(
-        BackendUnavailable, match=r"computes in fp32 for model 'tiny'.*, not in int8"
+        BackendUnavailable, match=r"computes in fp32.* for 'tiny' here, not in int8"
     ):
         create_engine(model, backend="openvino", precision="int8")
     with closing(create_engine(model, backend="openvino")) as engine:
@@ -236,7 +236,7 @@ def test_a_form_of_another_network_is_refused(model):
     ],
 )
 def test_auto_takes_int8_only_where_the_gate_was_passed(model, gate, passed, monkeypatch):
-    monkeypatch.setattr("engines.ov.cpu_multiplies_int8", lambda capabilities: True)
+    monkeypatch.setattr("engines.ov.cpu_flags", lambda: {"fpu", "avx_vnni"})
     _, form = form_of(model, gate=gate)
     assert form.passed is passed
     write_forms(model.int8_path, [form])
@@ -247,29 +247,31 @@ def test_auto_takes_int8_only_where_the_gate_was_passed(model, gate, passed, mon
 
 
 def test_auto_stays_with_float32_on_a_cpu_without_int8(model, monkeypatch):
-    monkeypatch.setattr("engines.ov.cpu_multiplies_int8", lambda capabilities: False)
+    monkeypatch.setattr("engines.ov.cpu_flags", lambda: {"fpu", "avx2"})
     write_forms(model.int8_path, [form_of(model)[1]])
     with closing(create_engine(model, backend="openvino")) as engine:
         assert engine.precision == "fp32"
 
 
-@pytest.mark.parametrize(
-    ("flags", "capabilities", "expected"),
-    [
-        ("fpu avx2 avx512_vnni", ["FP32", "INT8"], True),
-        ("fpu avx2 avx_vnni", ["FP32", "INT8"], True),
-        ("fpu amx_int8 amx_tile", ["FP32", "INT8"], True),
-        ("fpu avx2 avx512f", ["FP32", "INT8"], False),
-        ("fpu avx_vnni", ["FP32"], False),
-    ],
-)
-def test_a_cpu_with_vnni_or_amx_is_known_by_its_flags(
-    flags, capabilities, expected, tmp_path, monkeypatch
-):
+def test_the_flags_of_the_cpu_are_read_where_linux_lists_them(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"flags\t\t: {flags}\n")
     monkeypatch.setattr(int8, "CPU_FLAGS", cpuinfo)
-    assert cpu_multiplies_int8(capabilities) is expected
+    assert cpu_flags() == set()
+    cpuinfo.write_text("model name\t: A\nflags\t\t: fpu avx512_vnni\nbugs\t\t:\n")
+    assert cpu_flags() & INT8_FLAGS == {"avx512_vnni"}
+
+
+def test_bf16_is_offered_where_the_cpu_has_matrix_instructions(model, monkeypatch):
+    monkeypatch.setattr("engines.ov.cpu_flags", lambda: {"avx512_bf16"})
+    with pytest.raises(BackendUnavailable, match=r"computes in fp32 for 'tiny' here, not in bf16"):
+        create_engine(model, backend="openvino", precision="bf16")
+    monkeypatch.undo()
+    if "amx_bf16" not in cpu_flags():
+        pytest.skip("the CPU has no AMX")
+    frames = torch.rand(1, 3, 20, 24)
+    with closing(create_engine(model, backend="openvino", precision="bf16")) as engine:
+        difference = engine(frames) - model.net(frames).clamp(0, 1)
+    assert 0 < difference.abs().max() < BF16
 
 
 def test_the_gate_measures_what_is_lost(photos):

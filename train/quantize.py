@@ -274,7 +274,9 @@ def measure(fp32: Upscaler, int8: Upscaler, sets: Sequence[Path], *, scale: int)
 
 def ramp() -> Tensor:
     """Return a smooth grey picture, (1, 3, 64, 256), on which steps would show as bands."""
-    y, x = torch.meshgrid(torch.linspace(0, 0.05, 64), torch.linspace(0.1, 0.85, 256), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(0, 0.05, 64), torch.linspace(0.1, 0.85, 256), indexing="ij"
+    )
     return (x + y).expand(1, 3, -1, -1).contiguous()
 
 
@@ -319,6 +321,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo (1)")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args(argv)
+
+
+def untrained_form(model: Model) -> None:
+    """Write an int8 form of weights that nobody trained: for the speed, which they do not change."""
+    net, layers = fake_quantised(runtime_form(model.net))
+    calibrate(net, layers, torch.rand(1, 3, 32, 32))
+    write_forms(cast(Path, model.int8_path), [to_form(net, layers, model)])
 
 
 def quantise(options: argparse.Namespace) -> Int8Form:

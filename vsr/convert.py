@@ -233,9 +233,7 @@ def _convert_band(
     _quantise_into(planes[0][own], luma, layout, layout.luma_gain_offset)
 
 
-def _shrink_chroma(
-    plane: Tensor, layout: PlaneLayout, groups: int, space: _Workspace
-) -> Tensor:
+def _shrink_chroma(plane: Tensor, layout: PlaneLayout, groups: int, space: _Workspace) -> Tensor:
     """Bring a band, all rows that the filter reads, to chroma size, in `space.small`."""
     (down, across), width = layout.chroma_step, plane.shape[1]
     weights, lead = space.across
