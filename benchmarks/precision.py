@@ -3,13 +3,13 @@
     python benchmarks/precision.py [--model NAME] [--texture T] [--size WxH] [--rounds N]
                                    [--eval FOLDER] [--untrained] [--json FILE]
 
-Speed: one frame of `--size` (480x270) in each precision in turn, `--rounds` times over, in one thread;
-medians, and their ratio to fp32 of the same run. Beside them the conversions of that frame, from the
-planes of 8-bit 4:2:0 and back to those of the result, as a share of the engine's time. To hold it to
-one core, start it with `taskset -c N`.
+Speed: one frame of `--size` (480x270) in each precision in turn, `--rounds` times over, in one
+thread: CPU time, median and least, and ratios of both to fp32 of the same run. Beside them the
+conversions of that frame, from the planes of 8-bit 4:2:0 and back to those of the result, as a
+share of the engine's time. To hold it to one core, start it with `taskset -c N`.
 
-Quality: PSNR-Y against the originals of each test set in `--eval` (default: shared/data/eval beside
-the checkout) that fp32 loses less than this precision, and PSNR of this result against that of fp32.
+Quality: how much PSNR-Y against the originals each test set in `--eval` loses to fp32 (default:
+shared/data/eval beside the checkout), and PSNR of the result against that of fp32.
 
 Kernels: how many convolutions OpenVINO executes in which number format.
 
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.report import environment, publish  # noqa: E402
-from engines import BackendUnavailable, Engine, Precision, create_engine, load_model  # noqa: E402
+from engines import BackendUnavailable, Engine, create_engine, load_model  # noqa: E402
 from engines.networks import build_network  # noqa: E402
 from engines.ov import OpenVINOEngine  # noqa: E402
 from engines.weights import Model, save_weights  # noqa: E402
@@ -95,14 +95,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 continue
             engines[precision] = stack.enter_context(closing(engine))
         height, width = int(match[2]), int(match[1])
-        medians, conversions = speeds(engines, (height, width), options.rounds)
+        seconds = speeds(engines, (height, width), options.rounds)
+        medians = {name: median(times) for name, times in seconds.items()}
+        conversions = medians["conversions"]
         rows = []
         for precision, engine in engines.items():
             rows.append(
                 {
                     "precision": precision,
-                    "median_ms": round(1000 * medians[precision], 2),
+                    "cpu_ms": round(1000 * medians[precision], 2),
+                    "least_ms": round(1000 * min(seconds[precision]), 2),
                     "times_fp32": round(medians["fp32"] / medians[precision], 2),
+                    "least_times_fp32": round(min(seconds["fp32"]) / min(seconds[precision]), 2),
                     "conversions_to_engine": round(conversions / medians[precision], 3),
                     "convolutions": convolutions(engine),
                 }
@@ -137,8 +141,8 @@ def untrained(folder: Path) -> Model:
 
 def speeds(
     engines: dict[str, Engine], size: tuple[int, int], rounds: int
-) -> tuple[dict[str, float], float]:
-    """Return the median seconds a frame of each engine, and of both conversions together."""
+) -> dict[str, list[float]]:
+    """Return the CPU seconds that frames took, by engine, and as "conversions" both of these."""
     planes = [
         torch.randint(16, 236, plane, dtype=torch.uint8) for plane in LAYOUT.plane_sizes(*size)
     ]
@@ -152,16 +156,16 @@ def speeds(
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             job()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: median(times) for name, times in seconds.items()}
-    return medians, medians.pop("conversions")
+            seconds[name].append(time.process_time() - began)
+    return seconds
 
 
 def convolutions(engine: Engine) -> dict[str, int]:
     """Count the convolutions that OpenVINO executes, by number format."""
-    return dict(Counter(kind for kind in engine.kernels("Convolution")))  # type: ignore[attr-defined]
+    assert isinstance(engine, OpenVINOEngine)
+    return dict(Counter(engine.kernels("Convolution")))
 
 
 if __name__ == "__main__":

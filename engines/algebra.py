@@ -13,8 +13,8 @@ zeros elsewhere. It multiplies more zeros, and fills the matrix units instead of
 of their columns idle. Whether that is faster is a question to the machine.
 
 The lite generator adds its input, copied 16 times, to what its last convolution makes. As a second,
-1x1 convolution the copying stays in the layout of the first, and the sum becomes part of it. And its
-shuffle is written as three of one channel, for which a compiler leaves the channels-last layout
+1x1 convolution the copying stays in the layout of the first, and the sum becomes part of it. And
+its shuffle is written as three of one channel, for which a compiler leaves the channels-last layout
 before it rather than after.
 """
 
@@ -106,7 +106,7 @@ class ConvolutionalLite(nn.Module):
         x = self.tail(self.body(frames)) + self.nearest(frames)  # (N, 3*s*s, H, W)
         batch, channels, height, width = x.shape
         x = self.shuffle(x.reshape(batch * 3, channels // 3, height, width))
-        return x.reshape(batch, 3, *x.shape[2:])  # (N, 3, s*H, s*W)
+        return cast(Tensor, x).reshape(batch, 3, *x.shape[2:])  # (N, 3, s*H, s*W)
 
 
 def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:

@@ -1,9 +1,10 @@
 """The int8 form of a model: its file, and how it gets into an OpenVINO graph.
 
 A convolution in int8 multiplies whole numbers: its inputs, rounded to multiples of one step for the
-whole tensor, by its weights, rounded to multiples of one step an output channel. Both are signed and
-symmetric around zero. OpenVINO learns of it from FakeQuantize nodes and makes int8 kernels of them;
-a zero point, which PReLU's uneven range suggests, would keep it from the CPU's matrix tiles (AMX).
+whole tensor, by its weights, rounded to multiples of one step an output channel. Both are signed
+and symmetric around zero. OpenVINO learns of it from FakeQuantize nodes and makes int8 kernels of
+them; a zero point, which PReLU's uneven range suggests, would keep it from the CPU's matrix tiles
+(AMX).
 Convolutions that read the RGB frame itself stay in float32, and so do biases, PReLU and sums.
 
 `python -m train.quantize` makes `<name>.int8.safetensors` beside the weights. It holds a form for
@@ -24,7 +25,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -68,7 +69,7 @@ class Int8Form:
         if not self.gate:
             return False
         levels = self.gate["ramp_levels"]
-        return (
+        return bool(
             max(self.gate["loss_db"].values()) <= LARGEST_LOSS_DB
             and levels["int8"] >= LEAST_LEVELS * levels["fp32"]
         )

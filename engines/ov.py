@@ -12,8 +12,8 @@ from engines.algebra import Rewrites, rewrite
 from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
 from engines.int8 import (
-    Int8Form,
     INT8_FLAGS,
+    Int8Form,
     cpu_flags,
     insert_fake_quantize,
     load_int8,
@@ -21,7 +21,6 @@ from engines.int8 import (
 )
 from engines.networks import Network
 from engines.weights import Model
-
 
 BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""

@@ -14,8 +14,8 @@ from PIL import Image
 from engines import create_engine, int8, load_model
 from engines.errors import BackendUnavailable, EngineBuildError, WeightsError
 from engines.int8 import (
-    LARGEST_LOSS_DB,
     INT8_FLAGS,
+    LARGEST_LOSS_DB,
     LEAST_LEVELS,
     Int8Form,
     cpu_flags,
