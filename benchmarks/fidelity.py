@@ -3,8 +3,8 @@
     python benchmarks/fidelity.py [--clips FOLDER] [--json FILE]
 
 Upscales each clip of a folder, and of those in it (default: shared/data/clips beside the checkout),
-and clips made for one property each (`benchmarks/generated.py`), by a tiny network, a corner of each
-and the encoder in haste, for this is about all but the pixels.
+and clips made for one property each (`benchmarks/generated.py`), by a tiny network, a corner of
+each and the encoder in haste, for this is about all but the pixels.
 Then reads input and output with PyAV and compares property by property: "equal", or what it was and
 what it is. A clip that is refused has the reason instead.
 

@@ -1,9 +1,10 @@
 """How fast is `vsr upscale` on this machine, and where does the time go?
 
     python benchmarks/fps.py [--clip FILE] [--size WxH] [--frames N] [--model NAME] [--threads N]
-                             [--json FILE] [--plot FILE.png] [--smoke]
+                             [--precision P] [--json FILE] [--plot FILE.png] [--smoke]
 
-One row a back end that is there, each measured in a process of its own. Input: the first frames of
+One row a back end and precision that is there (or that `--precision` names), each measured in a
+process of its own. Input: the first frames of
 `--clip` (default: the sample clip), resized to `--size` and put through x264 at crf 18.
 
 Stages, each alone with all cores to itself, over frames prepared beforehand: decode, convert
@@ -37,6 +38,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from importlib import import_module
 from itertools import cycle, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -52,7 +54,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
-from engines import BACKENDS, Engine, create_engine, load_model  # noqa: E402
+from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
@@ -87,6 +89,8 @@ class Protocol:
     matrix_side: int = 2048
     threads: int = 1
     model: str = DEFAULT_MODEL
+    precision: str | None = None
+    """None: each that a back end has"""
 
     def __post_init__(self) -> None:
         if min(self.size) < 16 or any(side % 2 for side in self.size):
@@ -122,6 +126,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--frames", type=int, metavar="N", help="a measurement (default: 40)")
     p.add_argument("--model", metavar="NAME", help="a built-in model, see `vsr models`")
     p.add_argument("--threads", type=int, metavar="N", help="default: all cores")
+    p.add_argument("--precision", metavar="P", help="fp32, int8 and so on (default: each)")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--plot", type=Path, metavar="FILE.png")
     p.add_argument("--smoke", action="store_true", help="all of it in seconds, for tests")
@@ -141,7 +146,7 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
         if not (match := re.fullmatch(r"(\d+)x(\d+)", options.size)):
             raise ValueError(f"expected --size WIDTHxHEIGHT, got {options.size}")
         protocol = replace(protocol, size=(int(match[2]), int(match[1])))
-    for name in ("frames", "model", "threads"):
+    for name in ("frames", "model", "threads", "precision"):
         if (value := getattr(options, name)) is not None:
             protocol = replace(protocol, **{name: value})
     return protocol
@@ -182,18 +187,28 @@ def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory() as folder:
         source = prepare(clip, Path(folder) / "in.mp4", protocol)
-        for backend in BACKENDS:
+        for backend, precision in kinds(protocol):
             # a process each: its peak memory is its own
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 try:
-                    row = pool.submit(measure_backend, backend, source, protocol, rate).result()
+                    job = pool.submit(measure_backend, backend, precision, source, protocol, rate)
+                    row = job.result()
                 except BackendUnavailable as error:
-                    document["absent"][backend] = str(error)
-                    print(f"\n{backend}: {error}")
+                    document["absent"][f"{backend} {precision}"] = str(error)
+                    print(f"\n{backend} {precision}: {error}")
                     continue
             document["rows"].append(row)
             print_row(row)
     return document
+
+
+def kinds(protocol: Protocol) -> list[tuple[str, Precision]]:
+    """List each back end with each precision that it might have here."""
+    found: list[tuple[str, Precision]] = []
+    for backend, (module, kind) in BACKENDS.items():
+        precisions = getattr(import_module(module), kind).precisions
+        found += [(backend, p) for p in precisions if protocol.precision in (None, p)]
+    return found
 
 
 def instructions() -> str:
@@ -201,7 +216,11 @@ def instructions() -> str:
     found = [torch.backends.cpu.get_cpu_capability()]
     flags = Path("/proc/cpuinfo")
     known = flags.read_text() if flags.exists() else ""
-    found += [name.upper() for name in ("avx_vnni", "avx512_vnni", "amx_int8") if name in known]
+    found += [
+        name.upper()
+        for name in ("avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16")
+        if name in known
+    ]
     return ", ".join(found) + ("" if len(found) > 1 or not known else ", no VNNI")
 
 
@@ -239,18 +258,25 @@ def prepare(clip: Path, path: Path, protocol: Protocol) -> Path:
 # --------------------------------------------------------------------------------------------------
 
 
-def measure_backend(backend: str, source: Path, protocol: Protocol, rate: float) -> dict[str, Any]:
-    """Measure one back end, in a process that has done nothing else.
+def measure_backend(
+    backend: str, precision: Precision, source: Path, protocol: Protocol, rate: float
+) -> dict[str, Any]:
+    """Measure one back end in one precision, in a process that has done nothing else.
 
     Raises:
         BackendUnavailable: it is not there.
     """
     torch.set_num_threads(protocol.threads)
-    whole, reused = measure_program(backend, source, protocol)
+    whole, reused = measure_program(backend, precision, source, protocol)
     peak = peak_bytes()
     began = time.perf_counter()
     model = load_model(protocol.model)
-    engine = create_engine(model, backend=backend, threads=protocol.threads)  # type: ignore[arg-type]
+    engine = create_engine(
+        model,
+        backend=backend,  # type: ignore[arg-type]
+        precision=precision,
+        threads=protocol.threads,
+    )
     engine(torch.zeros(1, 3, *protocol.size, dtype=engine.dtype, device=engine.device))
     load_seconds = time.perf_counter() - began
     with closing(engine):
@@ -290,7 +316,9 @@ def measure_backend(backend: str, source: Path, protocol: Protocol, rate: float)
     }
 
 
-def measure_program(backend: str, source: Path, protocol: Protocol) -> tuple[dict[str, Any], int]:
+def measure_program(
+    backend: str, precision: Precision, source: Path, protocol: Protocol
+) -> tuple[dict[str, Any], int]:
     """Measure `vsr upscale` from file to file; return the figures and the number of reused frames.
 
     Reused frames cost nothing: where there are any, the chain looks quicker than its stages.
@@ -300,6 +328,7 @@ def measure_program(backend: str, source: Path, protocol: Protocol) -> tuple[dic
         output=source.with_name(f"{backend}.mp4"),
         model=protocol.model,
         backend=backend,  # type: ignore[arg-type]
+        precision=precision,
         threads=protocol.threads,
         overwrite=True,
     )

@@ -11,6 +11,11 @@ after a pixel shuffle equals a smaller one before it, with four times the channe
 The moved kernel holds the weights of the old one, each once for every position within a pixel, and
 zeros elsewhere. It multiplies more zeros, and fills the matrix units instead of leaving all but 3
 of their columns idle. Whether that is faster is a question to the machine.
+
+The lite generator adds its input, copied 16 times, to what its last convolution makes. As a second,
+1x1 convolution the copying stays in the layout of the first, and the sum becomes part of it. And
+its shuffle is written as three of one channel, for which a compiler leaves the channels-last layout
+before it rather than after.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from engines.networks import Generator, Network, UpsampleStage
+from engines.networks import Generator, LiteGenerator, Network, UpsampleStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class Rewrites:
     """how many pixel shuffles the tail is moved below, counted from the last; needs `slopes`"""
     clamp: bool = True
     """clamp to [0, 1] as the last step"""
+    nearest: bool = False
+    """the lite generator's copying as a convolution"""
 
     def __post_init__(self) -> None:
         if self.tail_below not in (0, 1, 2):
@@ -63,7 +70,9 @@ def rewrite(net: Network, rewrites: Rewrites | None = None) -> nn.Module:
     rewrites = rewrites or Rewrites()
     if not net.deployed:
         raise ValueError("rewrite takes the deploy form: call engines.networks.fold first")
-    result = copy.deepcopy(net)
+    result: nn.Module = copy.deepcopy(net)
+    if isinstance(result, LiteGenerator) and rewrites.nearest:
+        result = ConvolutionalLite(result)
     if isinstance(result, Generator):
         if rewrites.tail_below > len(result.upsample):
             raise ValueError(
@@ -75,6 +84,29 @@ def rewrite(net: Network, rewrites: Rewrites | None = None) -> nn.Module:
             result.upsample = nn.Sequential(*stages)
         _move_tail(result, rewrites.tail_below)
     return (nn.Sequential(result, nn.Hardtanh(0, 1)) if rewrites.clamp else result).eval()
+
+
+class ConvolutionalLite(nn.Module):
+    """The lite generator with its nearest-neighbour enlargement as a 1x1 convolution.
+
+    Args:
+        net: its layers are taken over.
+    """
+
+    def __init__(self, net: LiteGenerator) -> None:
+        super().__init__()
+        self.body, self.tail, self.shuffle = net.body, net.tail, net.shuffle
+        copies = net.config.scale**2
+        self.nearest = nn.Conv2d(3, 3 * copies, 1, bias=False)
+        kernels = torch.eye(3).repeat_interleave(copies, 0)[:, :, None, None]
+        self.nearest.weight = nn.Parameter(kernels, requires_grad=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Upscale frames (see `engines.networks`)."""
+        x = self.tail(self.body(frames)) + self.nearest(frames)  # (N, 3*s*s, H, W)
+        batch, channels, height, width = x.shape
+        x = self.shuffle(x.reshape(batch * 3, channels // 3, height, width))
+        return cast(Tensor, x).reshape(batch, 3, *x.shape[2:])  # (N, 3, s*H, s*W)
 
 
 def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:

@@ -12,7 +12,7 @@ from torch import Tensor
 from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.weights import Model
 
-Precision = Literal["auto", "fp32", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 class Engine(ABC):
@@ -38,6 +38,8 @@ class Engine(ABC):
     """name in `engines.BACKENDS`"""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     """what the back end can compute in; the first is what "auto" takes"""
+    clamps: ClassVar[bool] = False
+    """whether `_run` itself keeps to [0, 1]"""
 
     def __init__(
         self,
@@ -62,7 +64,8 @@ class Engine(ABC):
     def __call__(self, frames: Tensor) -> Tensor:
         """Upscale frames (the contract is in the class's docstring)."""
         self._check(frames)
-        return self._run(frames).clamp_(0, 1)
+        result = self._run(frames)
+        return result if self.clamps else result.clamp_(0, 1)
 
     def verdict(self) -> Tensor | None:
         """Whether any result since the last verdict is spoilt, (1,) bool on the device.
@@ -88,7 +91,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _run(self, frames: Tensor) -> Tensor:
-        """Run the network on checked frames; the result is fresh and may leave [0, 1]."""
+        """Run the network on checked frames; the result is fresh, and in [0, 1] if `clamps`."""
 
 
 def choose_precision(

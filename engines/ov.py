@@ -6,40 +6,55 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from engines.algebra import Rewrites, rewrite
 from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
+from engines.int8 import (
+    INT8_FLAGS,
+    Int8Form,
+    cpu_flags,
+    insert_fake_quantize,
+    load_int8,
+    with_int8_weights,
+)
+from engines.networks import Network
 from engines.weights import Model
+
+BF16_FLAG = "amx_bf16"
+"""of the CPU; without it bf16 is no faster than float32"""
 
 
 class OpenVINOEngine(Engine):
-    """The network compiled by OpenVINO for the CPU, in float32.
+    """The network compiled by OpenVINO for the CPU.
 
     A size other than the last one costs a reshape and a compilation.
 
     Args:
         model: the weights.
-        precision: "auto" or "fp32".
+        precision: "fp32"; "int8", where the model has an int8 form (see `engines.int8`); "bf16",
+            where the CPU has matrix instructions for it; or "auto": int8 where the form has passed
+            its gate and the CPU has the instructions, else fp32.
         threads: threads of the inference; None leaves the choice to OpenVINO.
 
     Raises:
         BackendUnavailable: openvino is not installed or has no CPU plugin here, or has not that
             precision.
         EngineBuildError: OpenVINO cannot convert or compile the network.
+        WeightsError: the model's int8 file is damaged.
     """
 
     backend = "openvino"
+    precisions = ("fp32", "int8", "bf16")
+    clamps = True
 
     def __init__(
         self, model: Model, *, precision: Precision = "auto", threads: int | None = None
     ) -> None:
-        chosen = choose_precision(self.backend, precision, self.precisions)
-        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
+        choose_precision(self.backend, precision, self.precisions)
         try:
             import openvino
-            from openvino.frontend import FrontEndManager
-            from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
         except ImportError as error:
             raise BackendUnavailable(
                 f"backend 'openvino' needs OpenVINO: pip install openvino ({error})"
@@ -47,24 +62,35 @@ class OpenVINOEngine(Engine):
         self._core = openvino.Core()
         if "CPU" not in self._core.available_devices:
             raise BackendUnavailable("backend 'openvino' found no CPU device on this machine")
+        form = None if precision == "fp32" else load_int8(model)
+        chosen = choose_precision(
+            self.backend, precision, self._offered(form), here=f" for {model.name!r} here"
+        )
+        super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        # the default on some CPUs is bf16, which is not what the gate and the tests saw
-        self._options["INFERENCE_PRECISION_HINT"] = "f32"
+        # said in any case: left to itself, OpenVINO takes bf16 on some CPUs
+        self._options["INFERENCE_PRECISION_HINT"] = "bf16" if chosen == "bf16" else "f32"
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            with warnings.catch_warnings():
-                # tracing is deprecated in PyTorch, and twice as fast here as torch.export
-                warnings.simplefilter("ignore", DeprecationWarning)
-                example = torch.zeros(1, 3, 16, 16)
-                # not openvino.convert_model, which sends telemetry from a process of its own
-                decoder = TorchScriptPythonDecoder(model.net, example_input=(example,))
-                frontend = FrontEndManager().load_by_framework("pytorch")
-                self._network = frontend.convert(frontend.load(decoder))
-        except Exception as error:  # OpenVINO raises bare RuntimeError and its own kinds
-            raise EngineBuildError(f"OpenVINO cannot convert {model.name}: {error}") from error
+        module = runtime_form(model.net)
+        if chosen == "int8" and form is not None:
+            self._network = convert(with_int8_weights(module, form), model.name)
+            insert_fake_quantize(self._network, form)
+        else:
+            self._network = convert(module, model.name)
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
+        self._compiled: Any = None
+
+    def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
+        """Return the precisions there are, the one that is best here first."""
+        flags = cpu_flags()
+        offered: list[Precision] = ["fp32"]
+        if form is not None:
+            offered.insert(0 if form.passed and flags & INT8_FLAGS else 1, "int8")
+        if BF16_FLAG in flags:
+            offered.append("bf16")
+        return tuple(offered)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
@@ -72,16 +98,63 @@ class OpenVINOEngine(Engine):
             compiled = self._core.compile_model(self._network, "CPU", self._options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
+        self._compiled = compiled
         self._request = compiled.create_infer_request()
         self._shape = shape
+
+    def kernels(self, kind: str) -> list[str]:
+        """Return the number format of each kernel of a kind ("Convolution") that runs.
+
+        Only after a call: what runs is decided by its size.
+        """
+        nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        infos = [node.get_rt_info() for node in nodes]
+        return [
+            info["runtimePrecision"].astype(str)
+            for info in infos
+            if info["layerType"].astype(str) == kind
+        ]
 
     def _run(self, frames: Tensor) -> Tensor:
         if tuple(frames.shape) != self._shape:
             self._compile(tuple(frames.shape))
-        result = self._request.infer([frames.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(result[0])  # infer() copies its outputs
+        import openvino
+
+        batch, channels, height, width = self._shape
+        result = torch.empty(batch, channels, height * self.scale, width * self.scale)
+        self._request.set_output_tensor(openvino.Tensor(result.numpy(), shared_memory=True))
+        # into our memory, so that nothing is copied afterwards
+        self._request.infer([frames.contiguous().numpy()], share_inputs=True, share_outputs=True)
+        return result
 
     def close(self) -> None:
         """Give back the compiled network."""
-        self._request = None
+        self._request = self._compiled = None
         self._shape = ()
+
+
+def runtime_form(net: Network) -> nn.Module:
+    """Return the form of a network that OpenVINO runs: the same function, clamped to [0, 1]."""
+    return rewrite(net, Rewrites(nearest=True))
+
+
+def convert(module: nn.Module, name: str) -> Any:
+    """Return a module as an `openvino.Model`, of any input size.
+
+    Raises:
+        EngineBuildError: OpenVINO cannot convert it.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    try:
+        with warnings.catch_warnings():
+            # tracing is deprecated in PyTorch, and twice as fast here as torch.export
+            warnings.simplefilter("ignore", DeprecationWarning)
+            example = torch.zeros(1, 3, 16, 16)
+            # not openvino.convert_model, which sends telemetry from a process of its own
+            decoder = TorchScriptPythonDecoder(module, example_input=(example,))
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            return frontend.convert(frontend.load(decoder))
+    except Exception as error:  # OpenVINO raises bare RuntimeError and its own kinds
+        raise EngineBuildError(f"OpenVINO cannot convert {name}: {error}") from error

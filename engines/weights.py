@@ -81,6 +81,8 @@ class Model:
     """of the whole file; for a mix, of both files' and the share"""
     texture: float = 0.0
     """share of the texture end, 0 to 1"""
+    int8_path: Path | None = None
+    """where its int8 forms lie, if anybody made them (see `engines.int8`)"""
 
 
 def save_weights(path: Path, net: Network, *, network: str, training: dict[str, Any]) -> None:
@@ -138,7 +140,8 @@ def load_model(source: str | Path, *, texture: float | None = None) -> Model:
             "take the weights.safetensors that train.srgan writes beside its checkpoint"
         )
     try:
-        return _load(path.stem, path.read_bytes(), str(path))
+        model = _load(path.stem, path.read_bytes(), str(path))
+        return replace(model, int8_path=path.with_suffix(".int8.safetensors"))
     except FileNotFoundError:
         hint = f"built-in models: {', '.join(BUILT_IN)}"
         raise WeightsError(f"no model or weights file {str(source)!r} ({hint})") from None
@@ -150,6 +153,8 @@ def _load_built_in(name: str, texture: float | None) -> Model:
     built_in = BUILT_IN[name]
     share = built_in.default_texture if texture is None else texture
     fidelity = _load(name, _built_in_bytes(name, built_in.file, built_in.sha256), name)
+    int8 = Path(str(resources.files("engines"))) / "weights" / f"{name}.int8.safetensors"
+    fidelity = replace(fidelity, int8_path=int8)
     if not share:
         return fidelity
     if built_in.texture_file is None or built_in.texture_sha256 is None:
@@ -163,7 +168,7 @@ def _load_built_in(name: str, texture: float | None) -> Model:
         end.net.load_state_dict(mixed)
         both = f"{fidelity.sha256} {end.sha256} {share!r}"
         end = replace(end, sha256=hashlib.sha256(both.encode()).hexdigest())
-    return replace(end, texture=share)
+    return replace(end, texture=share, int8_path=int8)
 
 
 def _built_in_bytes(name: str, file: str, sha256: str) -> bytes:
@@ -185,7 +190,7 @@ def _built_in_bytes(name: str, file: str, sha256: str) -> bytes:
 def _load(name: str, data: bytes, where: str) -> Model:
     try:
         tensors = safetensors.torch.load(data)
-        metadata = _metadata(data)
+        metadata = read_metadata(data)
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{where} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -224,7 +229,7 @@ def _load(name: str, data: bytes, where: str) -> Model:
     )
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def read_metadata(data: bytes) -> dict[str, str]:
     """Read the string metadata out of the header of a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])

@@ -25,6 +25,7 @@ def fps(monkeypatch):
 def test_every_stage_of_every_back_end_is_measured(tmp_path):
     command = [sys.executable, "benchmarks/fps.py", "--smoke", "--threads", "1"]
     command += ["--json", tmp_path / "f.json", "--plot", tmp_path / "f.png"]
+    command += ["--precision", "fp32"]  # each costs a process that imports everything
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     *table, last = result.stdout.splitlines()
@@ -35,9 +36,9 @@ def test_every_stage_of_every_back_end_is_measured(tmp_path):
     with Image.open(tmp_path / "f.png") as figure:
         assert figure.width > 400
 
-    rows = {row["backend"]: row for row in document["rows"]}
-    assert rows.keys() | document["absent"].keys() == BACKENDS.keys()
-    assert "pytorch" in rows
+    rows = {f"{row['backend']} {row['precision']}": row for row in document["rows"]}
+    assert rows.keys() | document["absent"].keys() == {"pytorch fp32", "openvino fp32"}
+    assert "pytorch fp32" in rows
     for row in rows.values():
         assert row["sha256"] == load_model(row["model"]).sha256
         stages = row["stages"]
@@ -97,8 +98,16 @@ def test_a_back_end_that_is_not_there_is_a_line_and_no_row(fps, monkeypatch, cap
     monkeypatch.setattr(fps, "ProcessPoolExecutor", Refusing)
     document = fps.measure(REPOSITORY / "samples" / "bbb.mp4", fps.Protocol(size=(32, 48)))
     assert document["rows"] == []
-    assert document["absent"] == dict.fromkeys(BACKENDS, "needs what is not there")
-    assert "openvino: needs what is not there" in capsys.readouterr().out
+    assert document["absent"].keys() >= {"openvino fp32", "openvino int8", "pytorch fp32"}
+    assert set(document["absent"].values()) == {"needs what is not there"}
+    assert "openvino int8: needs what is not there" in capsys.readouterr().out
+
+
+def test_each_precision_of_each_back_end_is_measured_or_the_one_that_is_asked_for(fps):
+    every = fps.kinds(fps.Protocol())
+    assert {backend for backend, _ in every} == BACKENDS.keys()
+    assert {("openvino", "fp32"), ("openvino", "int8"), ("openvino", "bf16")} <= set(every)
+    assert fps.kinds(fps.Protocol(precision="fp16")) == [("tensorrt", "fp16")]
 
 
 @pytest.mark.parametrize(

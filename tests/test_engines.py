@@ -277,7 +277,9 @@ def test_where_no_back_end_has_the_precision_each_says_why(model, monkeypatch):
 
 
 def test_an_unknown_precision_is_named(model):
-    with pytest.raises(ValueError, match=r"unknown precision 'fp8'; known: auto, fp32, fp16, int8"):
+    with pytest.raises(
+        ValueError, match=r"unknown precision 'fp8'; known: auto, fp32, fp16, bf16, int8"
+    ):
         create_engine(model, precision="fp8")
 
 

@@ -63,6 +63,6 @@ def test_the_published_speed_is_that_of_the_results():
     for row in document["rows"]:
         ends = row["end_to_end"]
         figures = (row["stages"]["engine"], ends["null sink"], ends["encoder"])
-        cells = [row["backend"], *(f"{figure['fps']:.2f}" for figure in figures)]
+        cells = [f"{row['backend']} {row['precision']}", *(f"{f['fps']:.2f}" for f in figures)]
         cells.append(f"{row['roofline']['share_reached']:.0%}".replace("%", " %"))
         assert f"| {' | '.join(cells)} |" in readme

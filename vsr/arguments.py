@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "--precision",
-        choices=("auto", "fp32", "fp16", "int8"),
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
         default="auto",
         help="what the network computes in; auto leaves it to the back end (default), and one that "
         "the back end does not have is an error",

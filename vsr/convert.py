@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -32,6 +31,9 @@ LUMA_WEIGHTS: dict[Matrix, tuple[float, float]] = {
     "smpte240m": (0.212, 0.087),
     "fcc": (0.30, 0.11),
 }
+
+BAND_PIXELS = 1 << 17
+"""of a band of rows that is converted at once: what it takes stays in a core's cache"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +116,19 @@ def to_rgb(planes: Sequence[Tensor], layout: PlaneLayout) -> Tensor:
     if layout.kind != "yuv":
         levels = torch.stack([plane.float() for plane in planes])  # (1 or 3, H, W)
         return ((levels - offset) / gain).clamp_(0, 1).expand(3, -1, -1)[None].contiguous()
-    y = (planes[0].float() - offset) / gain
+    y = planes[0].float().sub_(offset).div_(gain)
     gain, offset = layout.chroma_gain_offset
-    u, v = (
-        (_enlarge_chroma(plane.float(), y.shape, layout) - offset) / gain for plane in planes[1:]
-    )
+    chroma = torch.stack([planes[1], planes[2]]).float().sub_(offset).div_(gain)  # (2, h, w)
+    u, v = _enlarge_chroma(chroma, y.shape, layout)
     kr, kb = LUMA_WEIGHTS[layout.matrix]
-    red = y + 2 * (1 - kr) * v
-    blue = y + 2 * (1 - kb) * u
-    green = (y - kr * red - kb * blue) / (1 - kr - kb)
-    return torch.stack([red, green, blue])[None].clamp_(0, 1)
+    kg = 1 - kr - kb
+    rgb = y.new_empty(1, 3, *y.shape)
+    red, green, blue = rgb[0]
+    torch.add(y, v, alpha=2 * (1 - kr), out=red)
+    torch.add(y, v, alpha=-2 * (1 - kr) * kr / kg, out=green)
+    green.add_(u, alpha=-2 * (1 - kb) * kb / kg)
+    torch.add(y, u, alpha=2 * (1 - kb), out=blue)
+    return rgb.clamp_(0, 1)
 
 
 def from_rgb(rgb: Tensor, layout: PlaneLayout) -> list[Tensor]:
@@ -143,90 +148,143 @@ def from_rgb(rgb: Tensor, layout: PlaneLayout) -> list[Tensor]:
         return [_quantise(plane, layout, layout.luma_gain_offset) for plane in rgb[0]]
     if layout.kind == "grey":  # three equal channels went in: their mean came out
         return [_quantise(rgb[0].mean(0), layout, layout.luma_gain_offset)]
-    to_y, to_uv = _to_yuv(layout.matrix, rgb.device)
     height, width = rgb.shape[2:]
-    y = (to_y @ rgb.view(3, -1)).view(height, width)
-    small = _shrink_chroma(rgb[0], layout)  # (3, h, w); linear, so shrinking first is the same
-    u, v = (to_uv @ small.reshape(3, -1)).view(2, *small.shape[1:])
-    chroma = layout.chroma_gain_offset
-    return [
-        _quantise(y, layout, layout.luma_gain_offset),
-        _quantise(u, layout, chroma),
-        _quantise(v, layout, chroma),
-    ]
+    sizes = layout.plane_sizes(height, width)
+    planes = [torch.empty(size, dtype=layout.dtype, device=rgb.device) for size in sizes]
+    rows = max(1, BAND_PIXELS // width) if rgb.device.type == "cpu" else height
+    space = _Workspace(rgb, layout, -(-rows // layout.chroma_step[0]))
+    for first_group in range(0, sizes[1][0], space.groups):
+        _convert_band(rgb[0], layout, planes, first_group, space)
+    return planes
 
 
-@lru_cache(maxsize=32)
-def _to_yuv(matrix: Matrix, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what makes Y (1, 3) and U, V (2, 3) of R, G, B.
+class _Workspace:
+    """Room for one band, used over again: fresh memory costs more than all the arithmetic.
 
-    Made once: to bring numbers to a GPU is to wait for it.
+    Args:
+        rgb: (1, 3, H, W), what shall be converted.
+        layout: of the planes.
+        groups: rows of chroma in a band.
     """
-    kr, kb = LUMA_WEIGHTS[matrix]
-    kg = 1 - kr - kb
-    to_uv = [
-        [-kr / (2 * (1 - kb)), -kg / (2 * (1 - kb)), 0.5],
-        [0.5, -kg / (2 * (1 - kr)), -kb / (2 * (1 - kr))],
-    ]
-    return (
-        torch.tensor([[kr, kg, kb]], device=device),
-        torch.tensor(to_uv, device=device),
-    )
+
+    def __init__(self, rgb: Tensor, layout: PlaneLayout, groups: int) -> None:
+        width = rgb.shape[3]
+        self.groups, self.columns = groups, layout.plane_sizes(1, width)[1][1]
+        self.down, self.across = (_shrinking(layout, axis) for axis in (0, 1))
+        rows = (groups - 1) * layout.chroma_step[0] + len(self.down[0])
+        weights, lead = self.across
+        reach = (self.columns - 1) * layout.chroma_step[1] + len(weights)
+        self.y = rgb.new_empty(rows, width)
+        self.difference = rgb.new_empty(rows, width)
+        self.low = rgb.new_empty(groups, max(reach, lead + width))
+        self.small = rgb.new_empty(groups, self.columns)
+
+
+def _shrinking(layout: PlaneLayout, axis: int) -> tuple[list[float], int]:
+    """Return the filter of chroma: its weights, and how many of them lie before the group.
+
+    A triangle where chroma lies on a luma sample, a box where it lies in the middle of a group.
+    """
+    step, position = layout.chroma_step[axis], layout.chroma_position[axis]
+    if position.is_integer():
+        triangle = [(step - abs(k)) / step**2 for k in range(1 - step, step)]
+        return triangle, step - 1 - int(position)
+    return [1 / step] * step, 0
+
+
+def _convert_band(
+    rgb: Tensor,
+    layout: PlaneLayout,
+    planes: Sequence[Tensor],
+    first_group: int,
+    space: _Workspace,
+) -> None:
+    """Fill `space.groups` rows of chroma from the first, and their rows of luma.
+
+    Args:
+        rgb: (3, H, W) in [0, 1], of the whole frame.
+        layout: of the planes.
+        planes: Y, U and V of the whole frame.
+        first_group: row of chroma.
+        space: room to work in.
+    """
+    height, down = rgb.shape[1], layout.chroma_step[0]
+    weights, lead = space.down
+    groups = min(space.groups, planes[1].shape[0] - first_group)
+    first = first_group * down - lead  # the rows that the filter reads may lie outside the frame
+    span = (groups - 1) * down + len(weights)
+    top, bottom = max(first, 0), min(first + span, height)
+    red, green, blue = rgb[:, top:bottom]
+    kr, kb = LUMA_WEIGHTS[layout.matrix]
+    y = torch.mul(red, kr, out=space.y[: bottom - top])
+    y.add_(green, alpha=1 - kr - kb).add_(blue, alpha=kb)
+    gain, offset = layout.chroma_gain_offset
+    inside = slice(top - first, bottom - first)
+    for plane, colour, weight in ((planes[1], blue, kb), (planes[2], red, kr)):
+        difference = space.difference[:span]
+        torch.sub(colour, y, out=difference[inside])
+        difference[: inside.start] = difference[inside.start]
+        difference[inside.stop :] = difference[inside.stop - 1]
+        small = _shrink_chroma(difference, layout, groups, space)
+        part = plane[first_group : first_group + groups]
+        _quantise_into(part, small, layout, (gain / (2 * (1 - weight)), offset))
+    own = slice(first_group * down, min((first_group + groups) * down, height))
+    luma = y[own.start - top : own.stop - top]
+    _quantise_into(planes[0][own], luma, layout, layout.luma_gain_offset)
+
+
+def _shrink_chroma(plane: Tensor, layout: PlaneLayout, groups: int, space: _Workspace) -> Tensor:
+    """Bring a band, all rows that the filter reads, to chroma size, in `space.small`."""
+    (down, across), width = layout.chroma_step, plane.shape[1]
+    weights, lead = space.across
+    low = space.low[:groups]
+    middle = _weighted(plane, space.down[0], down, low[:, lead : lead + width])
+    low[:, :lead] = middle[:, :1]
+    low[:, lead + width :] = middle[:, -1:]
+    small = _weighted(low.mT, weights, across, space.small[:groups].mT)
+    return small.mT
+
+
+def _weighted(source: Tensor, weights: list[float], step: int, out: Tensor) -> Tensor:
+    """Sum each len(weights) rows of (R, C), every `step` rows, into (r, C)."""
+    span = (out.shape[0] - 1) * step + 1
+    torch.mul(source[:span:step], weights[0], out=out)
+    for k, weight in enumerate(weights[1:], 1):
+        out.add_(source[k : k + span : step], alpha=weight)
+    return out
+
+
+def _quantise_into(
+    plane: Tensor, levels: Tensor, layout: PlaneLayout, gain_offset: tuple[float, float]
+) -> None:
+    gain, offset = gain_offset
+    # a number made on the device: to bring one to a GPU is to wait for it
+    torch.add(levels.new_full((), offset), levels, alpha=gain, out=levels)
+    plane.copy_(levels.round_().clamp_(0, (1 << layout.depth) - 1))
 
 
 def _quantise(plane: Tensor, layout: PlaneLayout, gain_offset: tuple[float, float]) -> Tensor:
-    gain, offset = gain_offset
-    levels = (plane * gain).add_(offset).round_().clamp_(0, (1 << layout.depth) - 1)
-    return levels.to(layout.dtype)
+    result = torch.empty(plane.shape, dtype=layout.dtype, device=plane.device)
+    _quantise_into(result, plane.clone(), layout, gain_offset)
+    return result
 
 
-def _enlarge_chroma(plane: Tensor, size: Sequence[int], layout: PlaneLayout) -> Tensor:
-    """Bring a chroma plane to luma size by linear interpolation from where its samples lie."""
-    for axis in (0, 1):
+def _enlarge_chroma(planes: Tensor, size: Sequence[int], layout: PlaneLayout) -> Tensor:
+    """Bring (2, h, w) to luma size (H, W) by linear interpolation from where its samples lie."""
+    for axis in (1, 0):  # rows are copied faster than columns, so they are made last
         step = layout.chroma_step[axis]
         if step == 1:
             continue
-        at = torch.arange(size[axis], device=plane.device, dtype=torch.float32)
+        at = torch.arange(size[axis], device=planes.device, dtype=torch.float32)
         at = (at - layout.chroma_position[axis]) / step
-        at = at.clamp(0, plane.shape[axis] - 1)
+        at = at.clamp(0, planes.shape[axis + 1] - 1)
         before = at.floor().long()
-        after = (before + 1).clamp(max=plane.shape[axis] - 1)
+        after = (before + 1).clamp(max=planes.shape[axis + 1] - 1)
         weight = (at - before).unsqueeze(1 - axis)
-        plane = torch.lerp(
-            plane.index_select(axis, before), plane.index_select(axis, after), weight
+        planes = planes.index_select(axis + 1, before).lerp_(
+            planes.index_select(axis + 1, after), weight
         )
-    return plane
-
-
-def _shrink_chroma(rgb: Tensor, layout: PlaneLayout) -> Tensor:
-    """Bring (3, H, W) to chroma size, by a filter around where the chroma samples lie.
-
-    A triangle where that is a luma sample, a box where it is the middle of a group.
-    """
-    for axis in (0, 1):
-        step = layout.chroma_step[axis]
-        if step == 1:
-            continue
-        position = layout.chroma_position[axis]
-        if position.is_integer():
-            weights = [(step - abs(k)) / step**2 for k in range(1 - step, step)]
-            lead = step - 1 - int(position)
-        else:
-            weights, lead = [1 / step] * step, 0
-        length = rgb.shape[axis + 1]
-        count = -(-length // step)
-        tail = (count - 1) * step + len(weights) - lead - length
-        pads = [lead, max(0, tail)]
-        padding = [*pads, 0, 0] if axis == 1 else [0, 0, *pads]
-        padded = F.pad(rgb[None], padding, mode="replicate")[0]
-        parts = (padded.narrow(axis + 1, k, (count - 1) * step + 1) for k in range(len(weights)))
-        every = (slice(None),) * (axis + 1) + (slice(None, None, step),)
-        weighted = (part[every] * weight for weight, part in zip(weights, parts, strict=True))
-        total = next(weighted)
-        for part in weighted:
-            total += part
-        rgb = total
-    return rgb
+    return planes
 
 
 def resize(rgb: Tensor, size: tuple[int, int]) -> Tensor:
