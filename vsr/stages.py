@@ -53,9 +53,16 @@ class Staged(NamedTuple):
     """(1, 3, H, W) on the device; to be read within the slot's `work` only"""
 
 
-def device_of(engine: Engine) -> Device:
-    """Return where an engine's frames have to be brought."""
-    return Cuda(engine.device) if engine.device.type == "cuda" else Host(_HOST_SLOTS)
+def device_of(engine: Engine, *, results_stay: bool = False) -> Device:
+    """Return where an engine's frames have to be brought.
+
+    Args:
+        engine: has them computed there.
+        results_stay: whether the planes that come out are wanted on a GPU that it is.
+    """
+    if engine.device.type == "cuda":
+        return Cuda(engine.device, results_stay=results_stay)
+    return Host(_HOST_SLOTS)
 
 
 def chained(
