@@ -302,7 +302,7 @@ def test_a_decoder_that_is_named_is_used_or_an_error(tmp_path, plain_clip, tiny_
 
 
 def test_a_job_is_another_one_with_another_decoder(plain_clip, tiny_weights):
-    engine = SimpleNamespace(backend="pytorch")
+    engine = SimpleNamespace(backend="pytorch", precision="fp32")
     model = load_model(tiny_weights)
 
     def key(asked, used):

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, cast
 
 import av
+import torch
 from av.codec.codec import find_best_pix_fmt_of_list
 from av.codec.context import Flags
 from torch import Tensor
