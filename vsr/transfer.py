@@ -5,9 +5,10 @@
 
 A `Slot` is a frame's place from its planes to those of its result. An accelerator has few of them
 and uses them over and over, so they bound its memory; raw planes cross the bus, 1.5 bytes a pixel
-for 8-bit 4:2:0. Planes that a hardware decoder left on the device are taken as they are, and results
-can stay there for a hardware encoder (`vsr.hardware`). Nobody waits for the device but who reads a result, and only for the event behind
-its own download. On the `Host` a slot passes on what it is given: nothing is copied, nothing waits.
+for 8-bit 4:2:0. Planes that a hardware decoder left on the device are taken as they are, and
+results can stay there for a hardware encoder (`vsr.hardware`). Nobody waits for the device but who
+reads a result, and only for the event behind its own download. On the `Host` a slot passes on what
+it is given: nothing is copied, nothing waits.
 
 Nobody has run `Cuda` on a GPU yet; everything above it is tested on a simulated device.
 """
@@ -315,9 +316,7 @@ class Cuda(Accelerator):
         results_stay: see `Accelerator`.
     """
 
-    def __init__(
-        self, device: torch.device, *, slots: int = 3, results_stay: bool = False
-    ) -> None:
+    def __init__(self, device: torch.device, *, slots: int = 3, results_stay: bool = False) -> None:
         self._device = device
         super().__init__(slots=slots, results_stay=results_stay)
 
