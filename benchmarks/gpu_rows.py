@@ -9,6 +9,7 @@ chain, timed as in `benchmarks.fps`.
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import tempfile
 import time
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks import fps
 from benchmarks.gpu import PAPER, Row
 from benchmarks.report import environment, macs_per_lr_pixel
-from engines import Engine, create_engine, load_model
+from engines import BACKENDS, Engine, create_engine, load_model
 from engines.algebra import NONE, rewrite
 from engines.errors import BackendUnavailable
 from engines.networks import build_network
@@ -131,7 +132,8 @@ def measure(row: Row, gpu: Gpu, clip: Path, folder: Path, smoke: bool) -> dict[s
         began = gpu.seconds()
         with ExitStack() as stack:
             launches = launches_of(row, model, gpu, stack)
-            figures = paced(launches, gpu, row.batch, 0.02 if smoke else MEASURED_SECONDS)
+            frames = row.batch * row.contexts // len(launches)
+            figures = paced(launches, gpu, frames, 0.02 if smoke else MEASURED_SECONDS)
             figures["used_bytes"] = gpu.used_bytes()
         figures["load_seconds"] = round(gpu.seconds() - began - figures["seconds"], 2)
         return about | figures
@@ -269,7 +271,10 @@ def paced(
 
 
 def launches_of(row: Row, model: Model, gpu: Gpu, stack: ExitStack) -> list[tuple[Any, Launch]]:
-    """Return for each context of an engine row its stream and what launches a batch in it."""
+    """Return for each context of an engine row its stream and what launches a batch in it.
+
+    A back end that has contexts of its own gets the batches of all in one launch.
+    """
     shape = (row.batch, 3, *row.size)
     streams = [gpu.stream() for _ in range(row.contexts)]
     batches = [torch.rand(shape, device=gpu.device).half() for _ in streams]
@@ -284,6 +289,9 @@ def launches_of(row: Row, model: Model, gpu: Gpu, stack: ExitStack) -> list[tupl
         ]
     if row.runner == "onnxruntime":
         return [(streams[0], _onnxruntime(row, model, batches[0], streams[0]))]
+    if row.contexts > 1 and "contexts" in _parameters(row.runner):
+        engine = stack.enter_context(closing(_engine(row, model)))
+        return [(streams[0], partial(engine, torch.cat(batches).to(engine.dtype)))]
     engines = [stack.enter_context(closing(_engine(row, model))) for _ in streams]
     return [
         (stream, partial(engine, batch.to(engine.dtype)))
@@ -362,16 +370,24 @@ def _onnxruntime(row: Row, model: Model, frames: Tensor, stream: Any) -> Launch:
     return launch
 
 
+def _parameters(runner: str) -> set[str]:
+    """Return what a back end of `vsr` can be told."""
+    module, kind = BACKENDS[runner]
+    return set(inspect.signature(getattr(importlib.import_module(module), kind)).parameters)
+
+
 def _engine(row: Row, model: Model) -> Engine:
     """Return a back end of `vsr`, set as the row has it."""
     if row.runner == "tensorrt" and row.graph is not None:
         from engines.trt import TensorRTEngine
 
+        known = _parameters(row.runner)
         options: dict[str, Any] = {} if row.algebra else {"rewrites": NONE}
+        if row.contexts > 1 and "contexts" in known:
+            options["contexts"] = row.contexts
         if not row.graph:
             options["graph"] = False
-        known = inspect.signature(TensorRTEngine).parameters
-        if absent := options.keys() - known.keys():
+        if absent := options.keys() - known:
             raise BackendUnavailable(f"not available: TensorRTEngine has no {', '.join(absent)}")
         engine: Engine = TensorRTEngine(model, **options)
     else:

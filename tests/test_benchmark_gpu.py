@@ -287,12 +287,26 @@ def test_contexts_of_a_back_end_are_engines_of_their_own(monkeypatch):
             closed.append(self)
 
     monkeypatch.setattr(gpu_rows, "_engine", lambda row, model: Counting())
+    monkeypatch.setattr(gpu_rows, "_parameters", lambda runner: {"rewrites"})
     row = Row("engine", "tensorrt", "srgan-lite", size=(8, 8), contexts=3, batch=2)
     with ExitStack() as stack:
         launches = gpu_rows.launches_of(row, None, SimulatedGpu(), stack)
         assert [stream for stream, _ in launches] == [0, 1, 2]
         assert {launch().shape for _, launch in launches} == {(2, 3, 8, 8)}
     assert len(set(closed)) == 3
+    monkeypatch.setattr(gpu_rows, "_parameters", lambda runner: {"rewrites", "contexts"})
+    with ExitStack() as stack:
+        ((_, launch),) = gpu_rows.launches_of(row, None, SimulatedGpu(), stack)
+        assert launch().shape == (3 * 2, 3, 8, 8)
+    assert len(set(closed)) == 4
+
+
+def test_a_launch_for_all_contexts_counts_the_frames_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_rows, "launches_of", lambda row, model, device, stack: [
+        (device.stream(), device.work)
+    ])  # fmt: skip
+    row = Row("engine", "tensorrt", "srgan-lite", size=(16, 16), batch=2, contexts=3)
+    assert measured(row, tmp_path)["fps"] == pytest.approx(6 / 0.004)
 
 
 def test_the_null_sink_is_the_programs_own_chain(tmp_path):
