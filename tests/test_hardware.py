@@ -20,6 +20,7 @@ import vsr
 from engines import load_model
 from engines.errors import MediaError
 from vsr import hardware, pipeline
+from vsr.arguments import parser, to_config
 from vsr.config import UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.hardware import (
@@ -31,6 +32,7 @@ from vsr.hardware import (
     nvdec,
 )
 from vsr.pixels import read_planes, separated, write_planes
+from vsr.sequence import SequenceReader
 from vsr.video import Reader, Timed
 
 SEMI_PLANAR = [("yuv420p", "nv12", 8), ("yuv420p10le", "p010le", 10)]
@@ -244,6 +246,11 @@ def test_pictures_and_fields_stay_on_the_cpu(tmp_path, plain_clip):
     write_clip(still, codec="png", pixel_format="rgb24", pts=(0,))
     with Reader(still) as reader, pytest.raises(HardwareUnavailable, match="pictures and fields"):
         reader.decode_on(CUDA)
+    write_clip(tmp_path / "1.png", codec="png", pixel_format="rgb24", pts=(0,))
+    with SequenceReader(tmp_path / "%d.png") as reader:
+        with pytest.raises(HardwareUnavailable, match="pictures and fields"):
+            reader.decode_on(CUDA)
+        assert len(list(reader.frames())) == 1
     with (
         Reader(plain_clip, deinterlace=True) as reader,
         pytest.raises(HardwareUnavailable, match="pictures and fields"),
@@ -299,6 +306,12 @@ def test_a_decoder_that_is_named_is_used_or_an_error(tmp_path, plain_clip, tiny_
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"unknown decoder 'cuvid'; known: auto, cpu, nvdec"):
         UpscaleConfig(source=plain_clip, decoder="cuvid")
+
+
+def test_the_command_line_names_the_decoder(tmp_path):
+    for words, decoder in ([], "auto"), (["--decoder", "nvdec"], "nvdec"):
+        arguments = parser().parse_args(["upscale", "clip.mp4", *words])
+        assert to_config(arguments, tmp_path / "clip.mp4", None).decoder == decoder
 
 
 def test_a_job_is_another_one_with_another_decoder(plain_clip, tiny_weights):
