@@ -369,7 +369,13 @@ def test_an_nvenc_that_cannot_be_used_says_so_before_the_work(
 ):
     monkeypatch.setattr("vsr.encode.check_nvenc", _no_nvenc)
     with pytest.raises(MediaError, match="encoder 'hevc_nvenc' cannot be used here for yuv420p"):
-        vsr.upscale(plain_clip, tmp_path / "o.mp4", model=tiny_weights, encoder="hevc_nvenc")
+        vsr.upscale(
+            plain_clip,
+            tmp_path / "o.mp4",
+            model=tiny_weights,
+            backend="pytorch",
+            encoder="hevc_nvenc",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
