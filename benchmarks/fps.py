@@ -2,6 +2,7 @@
 
     python benchmarks/fps.py [--clip FILE] [--size WxH] [--frames N] [--model NAME] [--threads N]
                              [--precision P] [--json FILE] [--plot FILE.png] [--smoke]
+                             [--gpu [TEXT]] [--gpu-seconds N]
 
 One row a back end and precision that is there (or that `--precision` names), each measured in a
 process of its own. Input: the first frames of
@@ -19,6 +20,12 @@ than their median. CPU seconds are those of all threads. Share: of the sum of th
 Roofline: the network's multiplications against the fastest large matrix product in float32 that
 NumPy and PyTorch reach here in as many threads. Peak memory: of the process after `vsr upscale`.
 Loading is the weights and the engine with its first frame, where it compiles.
+
+Where PyTorch finds an NVIDIA GPU, a second part follows: the engine alone (PyTorch eager and
+compiled, ONNX Runtime, TensorRT, all in float16; batches, contexts, CUDA graph, rewrites), a null
+sink and end to end, from 270p to 1080p, in frames/s and as shares of the matrix and copy rates of
+that GPU, measured in the same run. What fails there is an error in its row. `--gpu` measures only
+this part, of it only rows whose title contains TEXT. Nobody has run it on a GPU yet.
 
 `--smoke` runs all of it in seconds, for tests; its figures mean nothing. `--plot` needs matplotlib:
 pip install -e '.[plot]'. Prints an environment card and tables; the last line of stdout is one JSON
@@ -38,6 +45,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from importlib import import_module
 from itertools import cycle, islice, pairwise
 from multiprocessing import get_context
@@ -108,7 +116,13 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> dict[str, Any]:
         if options.plot is not None:
             check_plotting(options.plot)
-        document = measure(options.clip, protocol_of(options))
+        protocol = protocol_of(options)
+        if options.gpu is not None:
+            check_gpu(options)
+            return {"benchmark": "fps", "gpu": measure_gpu(options, protocol)}
+        document = measure(options.clip, protocol)
+        if torch.cuda.is_available():
+            document["gpu"] = measure_gpu(options, protocol)
         if options.plot is not None:
             plot(document, options.plot)
         return document
@@ -129,6 +143,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--precision", metavar="P", help="fp32, int8 and so on (default: each)")
     p.add_argument("--json", type=Path, metavar="FILE")
     p.add_argument("--plot", type=Path, metavar="FILE.png")
+    p.add_argument(
+        "--gpu",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="only the GPU's part, of it only rows whose title contains TEXT",
+    )
+    p.add_argument(
+        "--gpu-seconds", type=float, default=540, metavar="N", help="for that part (default: 540)"
+    )
     p.add_argument("--smoke", action="store_true", help="all of it in seconds, for tests")
     return p.parse_args(argv)
 
@@ -150,6 +174,28 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
         if (value := getattr(options, name)) is not None:
             protocol = replace(protocol, **{name: value})
     return protocol
+
+
+def check_gpu(options: argparse.Namespace) -> None:
+    """Find out before the work whether there is a GPU to measure.
+
+    Raises:
+        ValueError: there is none, or a figure of the other part is asked for.
+    """
+    if options.plot is not None:
+        raise ValueError("--plot draws the stages, which --gpu leaves out")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--gpu needs an NVIDIA GPU (found torch {torch.__version__}, none)")
+
+
+def measure_gpu(options: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    """Measure the GPU's rows, print a line for each, return their part of the document."""
+    from benchmarks import gpu, gpu_rows
+
+    rows = gpu.plan(protocol.model, smoke=options.smoke)
+    rows = [row for row in rows if row.kind == "rates" or (options.gpu or "") in row.title]
+    serve = partial(gpu_rows.serve, clip=options.clip, smoke=options.smoke)
+    return gpu.run(rows, serve, seconds=options.gpu_seconds)
 
 
 def available_cores() -> int:
@@ -317,11 +363,12 @@ def measure_backend(
 
 
 def measure_program(
-    backend: str, precision: Precision, source: Path, protocol: Protocol
+    backend: str, precision: Precision, source: Path, protocol: Protocol, **options: Any
 ) -> tuple[dict[str, Any], int]:
     """Measure `vsr upscale` from file to file; return the figures and the number of reused frames.
 
     Reused frames cost nothing: where there are any, the chain looks quicker than its stages.
+    `options` are further fields of the job's configuration.
     """
     config = UpscaleConfig(
         source=source,
@@ -331,6 +378,7 @@ def measure_program(
         precision=precision,
         threads=protocol.threads,
         overwrite=True,
+        **options,
     )
     clock = Clock(protocol.warm_up)
 

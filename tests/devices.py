@@ -92,6 +92,7 @@ class Simulated(Accelerator):
     Args:
         slots: see `Accelerator`.
         upload_seconds, download_seconds: of one plane.
+        results_stay: see `Accelerator`.
         fails: (what, which): the n-th "copy", "record" or "wait", counted from 1, raises.
     """
 
@@ -101,17 +102,19 @@ class Simulated(Accelerator):
         slots: int = 3,
         upload_seconds: float = 0.0,
         download_seconds: float = 0.0,
+        results_stay: bool = False,
         fails: tuple[str, int] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self.streams: list[Stream] = []
         self.host: list[Tensor] = []
+        self.decoded: list[Tensor] = []
         self.closing = 0
         self.counted = dict.fromkeys(("copy", "record", "wait"), 0)
         self._seconds = {True: upload_seconds, False: download_seconds}
         self._fails = fails
         self._current = threading.local()
-        super().__init__(slots=slots)
+        super().__init__(slots=slots, results_stay=results_stay)
 
     def attempt(self, what: str) -> None:
         self.counted[what] += 1
@@ -155,6 +158,9 @@ class Simulated(Accelerator):
 
     def memory(self, like: Tensor) -> Tensor:
         return _poisoned(like)
+
+    def holds(self, tensor: Tensor) -> bool:
+        return any(tensor is plane for plane in self.decoded)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         stream = self._current.stream

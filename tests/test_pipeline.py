@@ -311,7 +311,8 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
     model = load_model(tiny_weights)
     config = UpscaleConfig(source=plain_clip, model=tiny_weights)
     engine = create_engine(model, backend="pytorch")
-    assert pipeline.job_key(config, model, engine, (76, 100))["precision"] == "fp32"
+    key = pipeline.job_key(config, model, engine, (76, 100), decoder="cpu")
+    assert key["precision"] == "fp32"
 
 
 def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):

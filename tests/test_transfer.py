@@ -124,6 +124,39 @@ def test_only_what_changed_is_computed_on_an_accelerator_too():
     assert_same(run(moving, engine, Simulated(), changed_only=True), expected)
 
 
+def test_planes_that_a_decoder_left_on_the_accelerator_are_taken_as_they_are():
+    frames = clip(9, repeat=frozenset({4}))
+    device = Simulated(slots=2)
+    for index in (0, 1, 3, 5, 8):  # 4 repeats 3; the others came from the CPU's decoder
+        device.decoded += frames[index].value
+    expected = run(frames, Counting(), Host(16))
+    assert_same(run(frames, Counting(), device), expected)
+    assert device.counted["copy"] == 3 * 3 + 8 * 3  # alpha stays where it is
+
+
+def test_results_stay_on_the_accelerator_where_they_are_wanted_there():
+    frames = clip(9, repeat=frozenset({4}))
+    device = Simulated(slots=2, results_stay=True)
+    assert_same(run(frames, Counting(), device), run(frames, Counting(), Host(16)))
+    assert device.counted["copy"] == 8 * 3
+
+
+def test_a_free_slot_holds_nothing_of_others():
+    device = Simulated(slots=2, results_stay=True)
+    slot = device.slot()
+    device.decoded += [torch.zeros(2, 2)]
+    result = torch.zeros(3)
+    slot.upload(device.decoded)
+    assert slot.planes[0] is device.decoded[0]
+    with slot.work():
+        pass
+    slot.download([result])
+    assert slot.result()[0] is result
+    slot.vacate()
+    assert slot.planes == []
+    assert slot.result() == []
+
+
 def test_on_the_host_no_plane_is_copied():
     slot = Host(1).slot()
     planes, result = clip(1)[0].value, [torch.zeros(3)]

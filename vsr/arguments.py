@@ -115,7 +115,18 @@ def parser() -> argparse.ArgumentParser:
         help="only the part around a point that is a FACTORth as wide and high",
     )
     up.add_argument(
-        "--encoder", default="libx264", metavar="NAME", help="FFmpeg encoder (default: libx264)"
+        "--decoder",
+        choices=("auto", "cpu", "nvdec"),
+        default="auto",
+        help="where a clip is decoded; auto: by NVDEC where the engine is on an NVIDIA GPU and "
+        "NVDEC gives the CPU's first frame to the bit, else on the CPU (default)",
+    )
+    up.add_argument(
+        "--encoder",
+        default="libx264",
+        metavar="NAME",
+        help="FFmpeg encoder (default: libx264); h264_nvenc, hevc_nvenc and av1_nvenc need a GPU "
+        "with NVENC, and take its frames from its memory",
     )
     up.add_argument(
         "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
@@ -222,6 +233,7 @@ def to_config(arguments: argparse.Namespace, source: Path, output: Path | None) 
             precision=arguments.precision,
             scale=arguments.scale,
             size=arguments.size,
+            decoder=arguments.decoder,
             encoder=arguments.encoder,
             crf=arguments.crf,
             preset=arguments.preset,

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import inf
 from pathlib import Path
+from typing import get_args
 
 from engines import Backend, Precision, check_precision
 from engines.tiles import SMALLEST_TILE
+from vsr.hardware import Decoder
 from vsr.region import Crop, Zoom
 
 MOST_THREADS = 256
@@ -37,6 +39,8 @@ class UpscaleConfig:
     """None: the model's own factor"""
     size: tuple[int, int] | None = None
     """(height, width) of the output, instead of `scale`"""
+    decoder: Decoder = "auto"
+    """nvdec: on the GPU, or an error; auto: there where the engine is and NVDEC can, else cpu"""
     encoder: str = "libx264"
     crf: float | None = None
     preset: str | None = None
@@ -55,6 +59,10 @@ class UpscaleConfig:
     """False: drop what an interrupted run left"""
 
     def __post_init__(self) -> None:
+        if self.decoder not in get_args(Decoder):
+            raise ValueError(
+                f"unknown decoder {self.decoder!r}; known: {', '.join(get_args(Decoder))}"
+            )
         if self.scale is not None and self.size is not None:
             raise ValueError("give scale or size, not both")
         if self.scale is not None and not 0 < self.scale < inf:

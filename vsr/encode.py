@@ -8,14 +8,23 @@ from fractions import Fraction
 from typing import Any, cast
 
 import av
+import torch
 from av.codec.codec import find_best_pix_fmt_of_list
 from av.codec.context import Flags
 from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
+from vsr.hardware import NVENC, GpuPictures, check_nvenc
 from vsr.hdr import StaticMetadata, encoder_options
-from vsr.pixels import format_name, guess_matrix, is_planar, read_layout, write_planes
+from vsr.pixels import (
+    SEMI_PLANAR,
+    format_name,
+    guess_matrix,
+    is_planar,
+    read_layout,
+    write_planes,
+)
 from vsr.siting import output_siting, siting_options
 from vsr.video import (
     FULL_RANGE,
@@ -107,13 +116,15 @@ class PictureEncoding:
         size: (height, width) of the output.
         sample_aspect_ratio: of the output.
         settings: the encoder.
+        device: where the planes will be; None: in the host's memory.
 
     Attributes:
         layout: of the planes that `picture` takes.
         name: of the encoder.
+        on_gpu: whether `picture` takes planes on `device`, for NVENC, instead of on the CPU.
 
     Raises:
-        MediaError: the encoder is unknown, or does not fit the clip.
+        MediaError: the encoder is unknown, cannot be used here, or does not fit the clip.
     """
 
     def __init__(
@@ -123,6 +134,7 @@ class PictureEncoding:
         size: tuple[int, int],
         sample_aspect_ratio: Fraction,
         settings: EncoderSettings,
+        device: torch.device | None = None,
     ) -> None:
         self.name = settings.name
         self.info = info
@@ -138,6 +150,14 @@ class PictureEncoding:
         self._format, self.layout = _output_format(self._codec, info)
         self._say_what_is_lost()
         _check_size(size, self.layout, settings.name)
+        if settings.name in NVENC:
+            check_nvenc(settings.name, self._format)
+        semi_planar = {twin: name for name, twin in SEMI_PLANAR.items()}
+        self._gpu_format = semi_planar.get(self._format, self._format)
+        self._pictures: GpuPictures | None = None
+        if device is not None and device.type == "cuda" and self._gpu_format in SEMI_PLANAR:
+            self._pictures = GpuPictures(device) if settings.name in NVENC else None
+        self.on_gpu = self._pictures is not None
         self._options = settings.options() | siting_options(self.name, self.layout)
         self._add_hdr_options()
         self._rate = info.average_rate.limit_denominator(1 << 30)
@@ -157,7 +177,7 @@ class PictureEncoding:
         return cast(av.VideoStream, stream)
 
     def open(self, *, global_header: bool) -> av.VideoCodecContext:
-        """Open an encoder of its own.
+        """Open an encoder of its own; one for pictures on a GPU opens with its first picture.
 
         Args:
             global_header: whether its parameter sets go into `extradata`, as most containers want.
@@ -173,12 +193,18 @@ class PictureEncoding:
         if global_header:
             context.flags |= Flags.global_header
         self._set_up(context)
-        context.open()
+        if self.on_gpu:  # the first picture brings what it has to know of the memory
+            context.pix_fmt = "cuda"
+        else:
+            context.open()
         return cast(av.VideoCodecContext, context)
 
     def picture(self, frame: Timed[list[Tensor]]) -> av.VideoFrame:
         """Make of planes of `layout` what the encoder takes."""
-        picture = write_planes(frame.value, self._format)
+        if self._pictures is None:
+            picture = write_planes(frame.value, self._format)
+        else:
+            picture = self._pictures.picture(frame.value, self._gpu_format)
         picture.pts, picture.time_base = frame.pts, self.info.time_base
         picture.duration = frame.duration
         tags = self._tags
@@ -234,9 +260,14 @@ class PictureEncoding:
 
 
 def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
-    """Choose the encoder's planar format nearest to the clip's, and say what its planes mean."""
+    """Choose the encoder's format nearest to the clip's, and say what its planes mean."""
     layout = info.layout
-    offered = [name for name in (f.name for f in codec.video_formats or []) if is_planar(name)]
+    names = [pixel_format.name for pixel_format in codec.video_formats or []]
+    offered = [
+        name
+        for name in names
+        if is_planar(name) or (name in SEMI_PLANAR and SEMI_PLANAR[name] not in names)
+    ]
     if not offered:
         raise MediaError(f"encoder {codec.name!r} takes no planar pixel format")
     if layout.kind != "rgb":  # players expect no RGB in a clip, least of all grey in it

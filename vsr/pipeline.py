@@ -33,12 +33,13 @@ from vsr import segments
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
+from vsr.hardware import Decoder, HardwareUnavailable
 from vsr.inputs import open_reader
 from vsr.memory import automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
-from vsr.stages import StageMeters, chained
+from vsr.stages import StageMeters, chained, device_of
 from vsr.stdout import STDOUT, check_stdout, upscale_to_stdout
 from vsr.still import upscale_still
 from vsr.version import __version__
@@ -60,6 +61,7 @@ def upscale(
     precision: Precision = "auto",
     scale: float | None = None,
     size: tuple[int, int] | None = None,
+    decoder: Decoder = "auto",
     encoder: str = "libx264",
     crf: float | None = None,
     preset: str | None = None,
@@ -90,7 +92,10 @@ def upscale(
             bicubic interpolation.
         size: (height, width) instead of `scale`. The picture keeps its shape: where the size has
             another, a clip's sample aspect ratio changes with a warning, and a still raises.
-        encoder: name of an FFmpeg video encoder.
+        decoder: "cpu"; "nvdec", which decodes on the engine's GPU or raises; "auto", which tries
+            NVDEC where the engine is on a GPU.
+        encoder: name of an FFmpeg video encoder; those of NVENC take the engine's result from the
+            GPU.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
         region: `vsr.Crop` or `vsr.Zoom`: only that part of the upright picture is computed.
@@ -124,6 +129,7 @@ def upscale(
         precision=precision,
         scale=scale,
         size=size,
+        decoder=decoder,
         encoder=encoder,
         crf=crf,
         preset=preset,
@@ -167,7 +173,9 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             frames = upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
-            key = job_key(config, loaded, engine, size) | {"source": reader.stamp()}
+            choose_decoder(config, reader, engine.device)
+            key = job_key(config, loaded, engine, size, decoder=reader.decoder)
+            key |= {"source": reader.stamp()}
             frames, resumed, reused = _kind_of_job(output)(
                 config, reader, engine, output, size, key, progress
             )
@@ -227,7 +235,11 @@ def _upscale_clip(
     settings = EncoderSettings(config.encoder, config.crf, config.preset, config.threads)
     aspect = kept_aspect_ratio(config, reader.info, size)
     encoding = PictureEncoding(
-        reader.info, size=size, sample_aspect_ratio=aspect, settings=settings
+        reader.info,
+        size=size,
+        sample_aspect_ratio=aspect,
+        settings=settings,
+        device=engine.device,
     )
     writer = SegmentedWriter(
         output, reader, encoding, key=key, resume=config.resume, overwrite=config.overwrite
@@ -247,6 +259,7 @@ def _upscale_clip(
             planes = chained(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
                 changed_only=config.changed_only, meters=meters,
+                device=device_of(engine, results_stay=encoding.on_gpu),
             )  # fmt: skip
             stack.callback(reader.stop)
             last: list[Tensor] | None = None
@@ -269,6 +282,26 @@ def _upscale_clip(
     return writer.frames, writer.resumed, reused
 
 
+def choose_decoder(config: UpscaleConfig, reader: Reader, device: torch.device) -> None:
+    """Decode a clip where the configuration has it.
+
+    Raises:
+        MediaError: NVDEC is asked for by name and cannot.
+    """
+    if config.decoder == "cpu" or (config.decoder == "auto" and device.type != "cuda"):
+        return
+    try:
+        reader.decode_on(device)
+    except HardwareUnavailable as error:
+        if config.decoder == "nvdec":
+            raise MediaError(
+                f"decoder nvdec, {config.source}: {error}: use --decoder cpu"
+            ) from error
+        log.info("%s is decoded on the CPU: %s", config.source, error)
+    else:
+        log.info("%s is decoded by NVDEC", config.source)
+
+
 def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
     """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
     if config.tile is not None:
@@ -285,7 +318,7 @@ def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> i
 
 
 def job_key(
-    config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int]
+    config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int], *, decoder: str
 ) -> dict[str, Any]:
     """Name all but the source that shapes the output's frames: a job goes on if none of it changes.
 
@@ -296,6 +329,7 @@ def job_key(
         del key[name]
     key |= {
         "model": model.sha256,
+        "decoder": decoder,
         "backend": engine.backend,
         "precision": engine.precision,
         "output size": size,

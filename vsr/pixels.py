@@ -1,7 +1,8 @@
 """Pixel formats: which planes a format has, what they mean, and getting at them.
 
 The pipeline works on planar, little-endian formats; everything else is brought there first, without
-losing depth or chroma (`planar_format`).
+losing depth or chroma (`planar_format`). Hardware codecs know U and V only in turn, in one plane:
+these semi-planar formats are taken apart and put together here, on whatever device they are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _CHROMA_STEPS = {"410": (4, 4), "411": (1, 4), "420": (2, 2), "422": (1, 2)} | {
 }
 _GREY = re.compile(r"gray(?P<depth>\d*)(le)?")
 _RGB = re.compile(r"gbr(?P<alpha>a?)p(?P<depth>\d*)(le)?")
+
+# the planar twins of semi-planar formats
+SEMI_PLANAR = {"nv12": "yuv420p", "p010le": "yuv420p10le"}
+_P010_SHIFT = 6  # it has its ten bits at the top of sixteen
 
 
 def is_planar(name: str) -> bool:
@@ -64,8 +69,8 @@ def _suffix(depth: int) -> str:
 
 
 def read_layout(name: str) -> tuple[Kind, int, tuple[int, int], bool, bool]:
-    """Split a planar format's name into kind, depth, chroma step, "is full range", "has alpha"."""
-    if match := _YUV.fullmatch(name):
+    """Split a format's name into kind, depth, chroma step, "is full range", "has alpha"."""
+    if match := _YUV.fullmatch(SEMI_PLANAR.get(name, name)):
         step = _CHROMA_STEPS[match["layout"]]
         return "yuv", int(match["depth"] or 8), step, bool(match["full"]), bool(match["alpha"])
     if match := _RGB.fullmatch(name):
@@ -81,7 +86,13 @@ def guess_matrix(height: int, width: int) -> Matrix:
 
 
 def read_planes(frame: av.VideoFrame) -> list[Tensor]:
-    """Return the planes of a planar frame without copying; they keep the frame alive."""
+    """Return the planes of a planar frame without copying; they keep the frame alive.
+
+    Those of a semi-planar one are those of its planar twin; what had to be taken apart is a copy.
+    """
+    if frame.format.name in SEMI_PLANAR:
+        luma, chroma = _semi_planar_parts(frame)
+        return separated(luma, chroma, frame.format.name)
     planes = []
     wide = frame.format.components[0].bits > 8
     for plane in frame.planes:
@@ -93,10 +104,64 @@ def read_planes(frame: av.VideoFrame) -> list[Tensor]:
     return planes
 
 
+def _semi_planar_parts(frame: av.VideoFrame) -> tuple[Tensor, Tensor]:
+    """Return views of luma (H, W) and chroma (h, 2w) of a frame in the host's memory."""
+    parts = []
+    for plane, samples in zip(frame.planes, (1, 2), strict=True):
+        rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, abs(plane.line_size))
+        values: NDArray[Any] = rows if frame.format.name == "nv12" else rows.view(np.uint16)
+        parts.append(torch.from_numpy(values[: plane.height, : samples * plane.width]))
+    return parts[0], parts[1]
+
+
+def separated(luma: Tensor, chroma: Tensor, name: str) -> list[Tensor]:
+    """Take the planes of a semi-planar format apart.
+
+    Args:
+        luma: (H, W) uint8 for nv12, uint16 for p010le, on any device.
+        chroma: (h, 2w) or (h, w, 2), U and V in turn, the same.
+        name: of the format.
+
+    Returns:
+        Y (H, W), U and V (h, w) as in the planar twin, on their device. U and V are contiguous
+        copies, and so is Y for p010le; for nv12 it is `luma`.
+    """
+    pairs = chroma.view(len(chroma), -1, 2)
+    planes = [luma, pairs[..., 0], pairs[..., 1]]
+    if name == "nv12":
+        return [luma, *(plane.contiguous() for plane in planes[1:])]
+    lowest = (1 << (16 - _P010_SHIFT)) - 1  # PyTorch shifts no uint16, and int16 with its sign
+    return [
+        (plane.view(torch.int16) >> _P010_SHIFT).bitwise_and_(lowest).view(torch.uint16)
+        for plane in planes
+    ]
+
+
+def interleave(planes: Sequence[Tensor], luma: Tensor, chroma: Tensor, name: str) -> None:
+    """Copy planes into those of a semi-planar format; the inverse of `separated`.
+
+    Args:
+        planes: Y (H, W), U and V (h, w), uint8 for nv12, uint16 for p010le.
+        luma: (H, W), of the same type and device; is written.
+        chroma: (h, 2w), the same.
+        name: of the format.
+    """
+    pairs = chroma.view(len(chroma), -1, 2)
+    for target, plane in zip((luma, pairs[..., 0], pairs[..., 1]), planes, strict=True):
+        if name == "nv12":
+            target.copy_(plane)
+        else:
+            target.view(torch.int16).copy_(plane.view(torch.int16) << _P010_SHIFT)
+
+
 def write_planes(planes: Sequence[Tensor], name: str) -> av.VideoFrame:
-    """Copy planes into a new frame of a planar format."""
+    """Copy planes into a new frame of a planar or semi-planar format."""
     height, width = planes[0].shape
     frame = av.VideoFrame(width, height, name)
+    if name in SEMI_PLANAR:
+        luma, chroma = _semi_planar_parts(frame)
+        interleave(planes, luma, chroma, name)
+        return frame
     ordered = list(planes)
     if frame.format.is_rgb:
         ordered[:3] = [planes[1], planes[2], planes[0]]

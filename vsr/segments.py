@@ -254,18 +254,27 @@ class SegmentedWriter:
 
     def _open_segment(self) -> None:
         self._encoder = self._encoding.open(global_header=self._global_header)
+        if self._encoder.is_open:
+            self._check_parameter_sets()
+        self._file = PacketFile(self.folder / segment_name(len(self._journal.segments)))
+        self._times = []
+
+    def _check_parameter_sets(self) -> None:
+        assert self._encoder is not None
         if bytes(self._encoder.extradata or b"") != self._extradata:
             raise MediaError(
                 f"encoder {self._encoding.name} does not give the same parameter sets twice: its "
                 "segments could not be joined"
             )
-        self._file = PacketFile(self.folder / segment_name(len(self._journal.segments)))
-        self._times = []
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         assert self._encoder is not None
         assert self._file is not None
-        for packet in self._encoder.encode(picture):
+        opens_now = not self._encoder.is_open
+        packets = self._encoder.encode(picture)
+        if opens_now:
+            self._check_parameter_sets()
+        for packet in packets:
             if packet.size:
                 pts = self._times[0] if packet.pts is None else packet.pts
                 self._file.write(

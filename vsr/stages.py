@@ -56,9 +56,16 @@ class Staged(NamedTuple):
     """of the engine; see `Engine.verdict`"""
 
 
-def device_of(engine: Engine) -> Device:
-    """Return where an engine's frames have to be brought."""
-    return Cuda(engine.device) if engine.device.type == "cuda" else Host(_HOST_SLOTS)
+def device_of(engine: Engine, *, results_stay: bool = False) -> Device:
+    """Return where an engine's frames have to be brought.
+
+    Args:
+        engine: has them computed there.
+        results_stay: whether the planes that come out are wanted on a GPU that it is.
+    """
+    if engine.device.type == "cuda":
+        return Cuda(engine.device, results_stay=results_stay)
+    return Host(_HOST_SLOTS)
 
 
 def chained(

@@ -5,8 +5,10 @@
 
 A `Slot` is a frame's place from its planes to those of its result. An accelerator has few of them
 and uses them over and over, so they bound its memory; raw planes cross the bus, 1.5 bytes a pixel
-for 8-bit 4:2:0. Nobody waits for the device but who reads a result, and only for the event behind
-its own download. On the `Host` a slot passes on what it is given: nothing is copied, nothing waits.
+for 8-bit 4:2:0. Planes that a hardware decoder left on the device are taken as they are, and
+results can stay there for a hardware encoder (`vsr.hardware`). Nobody waits for the device but who
+reads a result, and only for the event behind its own download. On the `Host` a slot passes on what
+it is given: nothing is copied, nothing waits.
 
 Nobody has run `Cuda` on a GPU yet; everything above it is tested on a simulated device.
 """
@@ -41,7 +43,8 @@ class Slot(ABC):
         """Send a frame's planes, (H, W) each, on their way to the device.
 
         They may be read later still: where they are the caller's memory, it must stay as it is
-        until the slot is free again. An accelerator has copied them when this returns.
+        until the slot is free again. An accelerator has copied them when this returns, unless they
+        are in its own memory: these are complete, and nobody writes to them any more.
         """
 
     @abstractmethod
@@ -59,6 +62,8 @@ class Slot(ABC):
     @abstractmethod
     def result(self) -> list[Tensor]:
         """Wait until the download is there, and return it: CPU tensors, in a fresh list.
+
+        Where the device's `results_stay`, they are those that `download` was given.
 
         They are the slot's: valid until it is given back. On the host they are fresh and stay.
         """
@@ -184,11 +189,13 @@ class Accelerator(Device):
     stages_overlap = False
     compute: Any
     """the stream that all frames are computed in"""
+    results_stay: bool
+    """whether downloads are none: results are wanted on the device"""
 
-    def __init__(self, *, slots: int = 3) -> None:
+    def __init__(self, *, slots: int = 3, results_stay: bool = False) -> None:
         if slots < 2:
             raise ValueError(f"one slot computes while another moves: got {slots} slots")
-        self.slots = slots
+        self.slots, self.results_stay = slots, results_stay
         self.compute = self.stream()
 
     def slot(self) -> Slot:
@@ -214,6 +221,11 @@ class Accelerator(Device):
     def memory(self, like: Tensor) -> Tensor:
         """Make a contiguous tensor of the device."""
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor of somebody else is in the device's memory."""
+        del tensor
+        return False
+
     @abstractmethod
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Launch a copy between `host_memory` and the device's, in the stream in use."""
@@ -227,16 +239,22 @@ class _MovingSlot(Slot):
         self._stream = device.stream()
         self._uploaded, self._computed, self._downloaded = (device.event() for _ in range(3))
         self._host_in: list[Tensor] = []
+        self._device_in: list[Tensor] = []
         self._host_out: list[Tensor] = []
         self._leaving: Sequence[Tensor] = ()
         self.planes: list[Tensor] = []
 
     def upload(self, planes: Sequence[Tensor]) -> None:
         # the slot is free: its last upload, work and download are all done
+        if all(map(self._device.holds, planes)):
+            self.planes = list(planes)  # which lives until the slot is free again
+            self._uploaded.record(self._stream)
+            return
         with self._device.using(self._stream):
             if not _fit(self._host_in, planes):
                 self._host_in = [self._device.host_memory(plane) for plane in planes]
-                self.planes = [self._device.memory(plane) for plane in planes]
+                self._device_in = [self._device.memory(plane) for plane in planes]
+            self.planes = self._device_in
             for decoded, waiting, arriving in zip(planes, self._host_in, self.planes, strict=True):
                 waiting.copy_(decoded)  # from the decoder's rows, which have gaps
                 self._device.copy(arriving, waiting)
@@ -247,9 +265,12 @@ class _MovingSlot(Slot):
         return self._device.using(self._device.compute)
 
     def download(self, tensors: Sequence[Tensor]) -> None:
+        self._computed.record(self._device.compute)
+        if self._device.results_stay:
+            self._leaving = tensors
+            return
         if not _fit(self._host_out, tensors):
             self._host_out = [self._device.host_memory(tensor) for tensor in tensors]
-        self._computed.record(self._device.compute)
         self._stream.wait_event(self._computed)
         with self._device.using(self._stream):
             for ready, landing in zip(tensors, self._host_out, strict=True):
@@ -259,9 +280,15 @@ class _MovingSlot(Slot):
         self._leaving = tensors
 
     def result(self) -> list[Tensor]:
+        if self._device.results_stay:
+            self._computed.synchronize()
+            return list(self._leaving)
         self._downloaded.synchronize()
         self._leaving = ()
         return list(self._host_out)
+
+    def vacate(self) -> None:
+        self.planes, self._leaving = self._device_in, ()
 
     def close(self) -> None:
         try:
@@ -269,7 +296,8 @@ class _MovingSlot(Slot):
             self._stream.synchronize()
         except RuntimeError as error:  # the device has failed, and whoever used it has said so
             log.debug("a slot is closed on a device that has failed: %s", error)
-        self._leaving, self.planes, self._host_in, self._host_out = (), [], [], []
+        self._leaving = ()
+        self.planes, self._device_in, self._host_in, self._host_out = [], [], [], []
 
 
 def _fit(buffers: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
@@ -285,11 +313,12 @@ class Cuda(Accelerator):
     Args:
         device: "cuda" or one with an index.
         slots: see `Device`.
+        results_stay: see `Accelerator`.
     """
 
-    def __init__(self, device: torch.device, *, slots: int = 3) -> None:
+    def __init__(self, device: torch.device, *, slots: int = 3, results_stay: bool = False) -> None:
         self._device = device
-        super().__init__(slots=slots)
+        super().__init__(slots=slots, results_stay=results_stay)
 
     def stream(self) -> Any:
         return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -306,6 +335,9 @@ class Cuda(Accelerator):
 
     def memory(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype, device=self._device)
+
+    def holds(self, tensor: Tensor) -> bool:
+        return tensor.is_cuda
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source, non_blocking=True)

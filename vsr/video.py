@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import av
 import numpy as np
+import torch
+from av.codec.hwaccel import HWAccel
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 from torch import Tensor
@@ -27,6 +29,14 @@ from engines.errors import MediaError
 from vsr.convert import Matrix, PlaneLayout
 from vsr.deinterlace import deinterlaced
 from vsr.fingerprint import fingerprint
+from vsr.hardware import (
+    HardwareUnavailable,
+    check_first,
+    gpu_planes,
+    nvdec,
+    on_gpu,
+    stored_format,
+)
 from vsr.hdr import StaticMetadata, parse
 from vsr.photo import read_tags
 from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
@@ -122,6 +132,7 @@ class Reader:
 
     Attributes:
         info: of the picture.
+        decoder: "cpu", or "nvdec" after `decode_on`.
         lost_packets: packets that could not be decoded, so far.
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
@@ -137,6 +148,7 @@ class Reader:
     def __init__(
         self, path: Path, *, threads: int | None = None, deinterlace: bool | None = None
     ) -> None:
+        self.decoder = "cpu"
         self.lost_packets = 0
         self.damaged_frames = 0
         self.frames_read = 0
@@ -171,6 +183,7 @@ class Reader:
                 )
                 self._first = next(self._decoded)
             self._expects_fields = deinterlace is not None
+            self._makes_frames_of_fields = bool(deinterlace)
             self.info, self._format = self._describe(self._first)
             self._stored_size = self.info.size
             self._window: Window | None = None
@@ -206,6 +219,41 @@ class Reader:
         """Return what tells this input from what it was or will be under the same name."""
         return fingerprint(self._path)
 
+    def decode_on(self, device: torch.device) -> None:
+        """Let NVDEC decode into the memory of a GPU, before the first frame is asked for.
+
+        Planes are on that GPU from then on (see `vsr.hardware.gpu_planes`), those of frames aside
+        that NVDEC does not give in the first one's size and format.
+
+        Raises:
+            HardwareUnavailable: it cannot, or its first frame is not the CPU's; all is as before.
+        """
+        if self._is_still() or self._makes_frames_of_fields:
+            raise HardwareUnavailable("pictures and fields are decoded on the CPU")
+        assert self._first is not None
+        expected = read_planes(self._planar(self._first))
+        before = (self.container, self.stream, self._decoded, self.lost_packets, self._end_seconds)
+        container: av.container.InputContainer | None = None
+        try:
+            container = self._open(nvdec(device))
+            self.container = container
+            self.stream = cast(av.VideoStream, container.streams[before[1].index])
+            self.stream.codec_context.thread_count = 1  # the work is the GPU's
+            self._decoded = self._decode()
+            frame = next(self._decoded, None)
+            check_first(frame, expected)
+        except (FFmpegError, OSError, RuntimeError, HardwareUnavailable) as error:
+            if container is not None:
+                container.close()
+            (
+                self.container, self.stream, self._decoded, self.lost_packets, self._end_seconds
+            ) = before  # fmt: skip
+            if isinstance(error, HardwareUnavailable):
+                raise
+            raise HardwareUnavailable(f"NVDEC does not open: {reason(error)}") from error
+        before[0].close()
+        self._first, self.decoder = frame, "nvdec"
+
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
 
@@ -232,16 +280,24 @@ class Reader:
                     "%s changes its frame size from %dx%d to %dx%d: resized to the first",
                     self._path, *self._stored_size[::-1], *size[::-1],
                 )  # fmt: skip
-            if size != self._stored_size or frame.format.name != self._format:
-                height, width = self._stored_size
-                frame = frame.reformat(width=width, height=height, format=self._format)
             self.frames_read += 1
-            planes = read_planes(frame)
+            frame = self._planar(frame)
+            planes = gpu_planes(frame) if on_gpu(frame) else read_planes(frame)
             if self._window is not None:
                 planes = self._window.cut(planes, self.info.layout)
             yield Timed(planes, pts, frame.duration or 0)
             frame = next(self._decoded, None)
         self._say_what_is_wrong(timeline)
+
+    def _planar(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Bring a frame to the first one's size and format; from a GPU it comes down for that."""
+        height, width = self._stored_size
+        expected = self._format
+        if on_gpu(frame):  # which has no name of its own for full range
+            expected = expected.replace("yuvj", "yuv")
+        if (frame.height, frame.width) == (height, width) and stored_format(frame) == expected:
+            return frame
+        return frame.reformat(width=width, height=height, format=self._format)
 
     def _say_what_is_wrong(self, timeline: Timeline) -> None:
         if timeline.moved:
@@ -265,11 +321,15 @@ class Reader:
                     "%s breaks off at %.1f s of %.1f s", self._path, self._end_seconds, promised
                 )
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self, hardware: HWAccel | None = None) -> av.container.InputContainer:
         # a still's name is no pattern for a sequence of files
         # and its tags may be in the encoding of another country
         return av.open(
-            file_url(self._path), "r", options={"pattern_type": "none"}, metadata_errors="replace"
+            file_url(self._path),
+            "r",
+            options={"pattern_type": "none"},
+            metadata_errors="replace",
+            hwaccel=hardware,
         )
 
     def _picture_stream(self) -> av.VideoStream:

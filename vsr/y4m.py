@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
 
 from engines.errors import MediaError
 from vsr.convert import PlaneLayout, Siting
@@ -200,7 +201,7 @@ class Y4mReader(Reader):
         """Return what tells a file from another; nothing does a pipe."""
         return super().stamp() if self.repeatable else {}
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self, hardware: HWAccel | None = None) -> av.container.InputContainer:
         """Open what describes the stream: its first frame, as a stream of its own."""
         start = BytesIO(self._header.line() + b"FRAME\n" + self._data)
         return av.open(start, "r", format="yuv4mpegpipe")
