@@ -73,6 +73,8 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "resumed": 0,
         "reused": 0,
         "recomputed": 0,
+        "dropped": 0,
+        "reconnects": 0,
     }
 
 

@@ -6,8 +6,9 @@ import argparse
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from vsr.address import Address, scrub
 from vsr.version import __version__
 
 if TYPE_CHECKING:
@@ -26,12 +27,20 @@ examples:
   vsr upscale frames/%06d.png --fps 24 -o clip.mp4     numbered pictures are a clip
   vsr upscale clip.mp4 -o out/%06d.png         a numbered picture for each frame
   vsr upscale clip.mp4 -o - | ffplay -         into a pipe, as YUV4MPEG2
+  vsr upscale rtsp://camera/door -o door.mkv --live
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows no password of an address in the wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(scrub(message))
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="vsr",
         description="Video super-resolution: the same clip, up to four times as large each way.",
         epilog=_EXAMPLES,
@@ -49,12 +58,12 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument(
         "inputs",
-        type=Path,
         nargs="+",
         metavar="INPUT",
         help="video, picture, or folder of them; of several, a bad one does not stop the others, "
         "and those whose output exists are skipped; or numbered pictures, such as "
-        "frames/%%06d.png; or -, YUV4MPEG2 from standard input",
+        "frames/%%06d.png; or -, YUV4MPEG2 from standard input; or, with --live, the address of "
+        "a stream",
     )
     up.add_argument(
         "-o",
@@ -167,11 +176,42 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--json", action="store_true", help="end with one line of JSON on stdout (stderr with -o -)"
     )
+    _add_live(up)
     _add_verbosity(up)
 
     models = commands.add_parser("models", help="list the built-in models")
     _add_verbosity(models)
     return p
+
+
+def _add_live(up: argparse.ArgumentParser) -> None:
+    live = up.add_argument_group(
+        "live streams",
+        "rtsp, rtmp, http, srt, udp or tcp, as far as FFmpeg's build has them. Ctrl-C or SIGTERM "
+        "ends the recording as it is meant to end: a whole file and exit code 0; a second one "
+        "breaks it off: what there is stays in OUTPUT.*.partial.* and the exit code is 130, as it "
+        "is before the first frame",
+    )
+    live.add_argument(
+        "--live",
+        action="store_true",
+        help="record the stream at an address at its own pace, frames dropped where the network "
+        "is too slow; sound is copied, where the output's container can hold it",
+    )
+    live.add_argument(
+        "--live-depth",
+        type=int,
+        default=4,
+        metavar="N",
+        help="frames waiting or at work at most; the oldest waiting is dropped (default: 4)",
+    )
+    live.add_argument(
+        "--reconnect",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="try so long to get a broken connection back, then end the recording (default: 10)",
+    )
 
 
 def _add_verbosity(p: argparse.ArgumentParser) -> None:
@@ -214,7 +254,9 @@ class UsageError(Exception):
     """An argument that only the job's own checks could refuse."""
 
 
-def to_config(arguments: argparse.Namespace, source: Path, output: Path | None) -> UpscaleConfig:
+def to_config(
+    arguments: argparse.Namespace, source: Path | Address, output: Path | None
+) -> UpscaleConfig:
     """Make one record of the arguments.
 
     Raises:
@@ -244,6 +286,9 @@ def to_config(arguments: argparse.Namespace, source: Path, output: Path | None) 
             changed_only=arguments.changed_only,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,
+            live=arguments.live,
+            live_depth=arguments.live_depth,
+            reconnect_seconds=arguments.reconnect,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

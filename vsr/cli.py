@@ -1,6 +1,7 @@
 """The command line: arguments to one job, errors to one line and an exit code.
 
-Exit codes: 0 done, 1 an error as one line on stderr, 2 wrong usage, 130 Ctrl-C.
+Exit codes: 0 done, 1 an error as one line on stderr, 2 wrong usage, 130 Ctrl-C, which is however
+how a live recording is done.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
+from vsr.address import Address, is_address, scrub
 from vsr.arguments import UsageError, parser, to_config
 from vsr.progress import JsonProgress
 
@@ -25,11 +30,13 @@ if TYPE_CHECKING:
 
 
 class _BarHandler(logging.Handler):
-    """Writes log lines above the progress bar instead of through it."""
+    """Writes log lines above the progress bar instead of through it, without secrets."""
+
+    scrub: Callable[[str], str] = staticmethod(scrub)
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        tqdm.write(f"vsr: {level}{self.format(record)}", file=sys.stderr)
+        tqdm.write(f"vsr: {level}{self.scrub(self.format(record))}", file=sys.stderr)
 
 
 def _set_up_logging(arguments: argparse.Namespace) -> None:
@@ -74,7 +81,7 @@ def _describe(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (known, UsageError)):
         text = f"unexpected {type(error).__name__}: {text} (-v shows where)"
-    return text
+    return scrub(text)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -98,7 +105,9 @@ def _print(text: str) -> int:
 def _upscale(arguments: argparse.Namespace) -> int:
     from vsr.jobs import make_folder, sequence_of, sources
 
-    inputs = sequence_of(arguments.inputs, arguments.output)
+    if any(map(is_address, arguments.inputs)):
+        return _record(arguments)
+    inputs = sequence_of([Path(name) for name in arguments.inputs], arguments.output)
     several = len(inputs) > 1 or inputs[0].is_dir()
     found = sources(inputs)
     output = None if arguments.output is None else Path(arguments.output)
@@ -107,7 +116,10 @@ def _upscale(arguments: argparse.Namespace) -> int:
     configs = [to_config(arguments, source, output) for source in found]
     if several:
         return _upscale_all(arguments, configs)
-    result = _run_one(arguments, configs[0])
+    return _print_result(arguments, _run_one(arguments, configs[0]))
+
+
+def _print_result(arguments: argparse.Namespace, result: Result) -> int:
     text = "" if arguments.quiet else _to_text(result)
     if arguments.json:
         text = json.dumps(_to_json(result))
@@ -149,14 +161,52 @@ def _upscale_all(arguments: argparse.Namespace, configs: list[UpscaleConfig]) ->
     return max(written, any(job.status == "failed" for job in jobs))
 
 
-def _run_one(arguments: argparse.Namespace, config: UpscaleConfig) -> Result:
+def _record(arguments: argparse.Namespace) -> int:
+    from vsr.live import Stopped
+
+    if len(arguments.inputs) > 1:
+        raise UsageError("a stream is recorded alone: give one address and no other input")
+    output = None if arguments.output is None else Path(arguments.output)
+    address = Address(arguments.inputs[0])
+    for handler in logging.getLogger("vsr").handlers:  # the one that all loggers share
+        if isinstance(handler, _BarHandler):
+            handler.scrub = address.scrub
+    config = to_config(arguments, address, output)
+    stop = threading.Event()
+    try:
+        with _ended_by_signals(stop):
+            return _print_result(arguments, _run_one(arguments, config, stop))
+    except Stopped as error:
+        raise KeyboardInterrupt(f"{error}, no output was written") from None
+
+
+@contextmanager
+def _ended_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end a recording well, and a second one break it off."""
+
+    def end(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt("interrupted")
+        stop.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_one(
+    arguments: argparse.Namespace, config: UpscaleConfig, stop: threading.Event | None = None
+) -> Result:
     from vsr.pipeline import run
 
     if arguments.progress == "bar":
-        return _run_with_bar(config, quiet=arguments.quiet)
+        return _run_with_bar(config, stop, quiet=arguments.quiet)
     lines = JsonProgress(config.source)
     try:
-        return run(config, lines)
+        return run(config, lines, stop)
     finally:
         lines.last()
 
@@ -164,14 +214,15 @@ def _run_one(arguments: argparse.Namespace, config: UpscaleConfig) -> Result:
 def _to_text(result: Result) -> str:
     (height, width), (out_height, out_width) = result.input_size, result.output_size
     texture = f" with texture {result.texture:g}" if result.texture else ""
+    dropped = f", {result.dropped} dropped" if result.dropped else ""
     return (
-        f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}, "
+        f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}{dropped}, "
         f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
         f"({result.fps:.2f} fps), {result.model}{texture} on {result.backend}"
     )
 
 
-def _run_with_bar(config: UpscaleConfig, *, quiet: bool) -> Result:
+def _run_with_bar(config: UpscaleConfig, stop: threading.Event | None, *, quiet: bool) -> Result:
     from vsr.pipeline import run
 
     # disable=None: no bar where stderr is not a terminal
@@ -184,7 +235,7 @@ def _run_with_bar(config: UpscaleConfig, *, quiet: bool) -> Result:
                 bar.initial = bar.n = progress.resumed
             bar.update(progress.frames - bar.n)
 
-        result = run(config, show)
+        result = run(config, show, stop)
         bar.total = result.frames
     return result
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 from engines import Backend, Precision, check_precision
 from engines.tiles import SMALLEST_TILE
+from vsr.address import Address
 from vsr.hardware import Decoder
 from vsr.region import Crop, Zoom
 
@@ -22,7 +23,7 @@ DEFAULT_MODEL = "srgan-lite"
 class UpscaleConfig:
     """Everything that shapes one job."""
 
-    source: Path
+    source: Path | Address
     output: Path | None = None
     """None: beside the source, with the factor in its name; a folder: in it, of the same name; a
     pattern, such as `out/%06d.png`: a picture for each frame"""
@@ -57,6 +58,12 @@ class UpscaleConfig:
     overwrite: bool = False
     resume: bool = True
     """False: drop what an interrupted run left"""
+    live: bool = False
+    """record a stream at its own pace"""
+    live_depth: int = 4
+    """frames of a stream that may be waiting or at work; of more, the oldest waiting is dropped"""
+    reconnect_seconds: float = 10.0
+    """how long to try to get a broken connection back"""
 
     def __post_init__(self) -> None:
         if self.decoder not in get_args(Decoder):
@@ -80,6 +87,23 @@ class UpscaleConfig:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
         if self.tile is not None and self.tile < SMALLEST_TILE:
             raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
+        if isinstance(self.source, Address) and not self.live:
+            raise ValueError(
+                f"{self.source} is an address: --live records it as a stream; a clip that lies "
+                "there is to be downloaded first"
+            )
+        if self.live and not isinstance(self.source, Address):
+            raise ValueError(f"live takes the address of a stream, got {self.source}")
+        if self.live and self.fps is not None:
+            raise ValueError("fps is for numbered pictures: a live stream has its own times")
+        if self.live and self.decoder == "nvdec":
+            raise ValueError("a live stream is decoded on the CPU: leave out --decoder nvdec")
+        if self.live_depth < 1:
+            raise ValueError(f"live depth must be at least 1, got {self.live_depth}")
+        if not 0 <= self.reconnect_seconds < inf:
+            raise ValueError(
+                f"reconnect must be 0 seconds or more, and finite, got {self.reconnect_seconds:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +123,15 @@ class Progress:
     waits do not count; empty for a still"""
     queue_depths: dict[str, int] = field(default_factory=dict)
     """frames that wait after each stage but the last; empty for a still"""
+    dropped: int = 0
+    """frames of a live stream that came too fast, so far"""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a job did."""
 
-    input: Path
+    input: Path | Address
     output: Path
     frames: int
     input_size: tuple[int, int]
@@ -128,6 +154,10 @@ class Result:
     """frames equal to the one before them, to the bit, and therefore not computed again"""
     recomputed: int = 0
     """frames that came out not finite or black, and were computed again in float32"""
+    dropped: int = 0
+    """frames of a live stream that came too fast to be made"""
+    reconnects: int = 0
+    """how often the connection to a live stream broke and was made again"""
 
     @property
     def fps(self) -> float:

@@ -314,6 +314,7 @@ def upscale_to_frames(
     first, tagged = 1, info.path
     if isinstance(reader, SequenceReader):
         first, tagged = reader.numbers[0], reader.first
+    assert isinstance(tagged, Path), "a stream does not become pictures"
     writer = FrameWriter(
         output,
         stored_format(info, pattern.suffix, read_tags(tagged)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engines.errors import MediaError
 from vsr.config import UpscaleConfig
 from vsr.pattern import Pattern
@@ -17,6 +19,7 @@ def open_reader(config: UpscaleConfig) -> Reader:
         MediaError: it cannot be read, or has times of its own and was given others.
     """
     source = config.source
+    assert isinstance(source, Path), "streams are opened in vsr.live"
     if source == STDIN and config.output is None:
         raise MediaError("-o says where the result of standard input goes: a file, or - for a pipe")
     if Pattern.of(source) is not None and not source.exists():

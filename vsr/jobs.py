@@ -135,6 +135,7 @@ def run_all(
     taken: dict[tuple[Path, str, str], Path] = {}
     for config in configs:
         source = config.source
+        assert isinstance(source, Path), "addresses are no part of several inputs"
         folder = config.output or source.parent
         suffix = ".png" if source.suffix.lower() in STILL_SUFFIXES else default_suffix(source)
         other = taken.setdefault((folder, source.stem.lower(), suffix), source)

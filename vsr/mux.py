@@ -100,7 +100,7 @@ class Muxer:
             self._container.metadata.update(kept_metadata(source.metadata))
             if chapters := source.chapters():
                 self._container.set_chapters(chapters)
-            with _reasons():
+            with reasons():
                 self._container.start_encoding()
         except (FFmpegError, OSError, ValueError) as error:
             self.abort()
@@ -209,7 +209,7 @@ class Muxer:
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
+def reasons() -> Iterator[None]:
     """Let errors carry what libav says of them, which is often more than their name."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from engines.errors import MediaError, UnsupportedShape
+from vsr.address import Address
 from vsr.config import UpscaleConfig
 from vsr.journal import awaits_removal
 from vsr.pattern import Pattern
@@ -81,6 +82,8 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
     That of `frames/%06d.png` is `frames/%06d_x4.png`.
     """
     source = config.source
+    if isinstance(source, Address):  # a file that can be played however it ends
+        source = Path(f"{source.stem}.mkv")
     folder = config.output or source.parent
     if config.size is not None:
         mark = f"{config.size[1]}x{config.size[0]}"
@@ -97,7 +100,7 @@ def default_suffix(source: Path) -> str:
     return _KEPT_SUFFIXES.get(source.suffix.lower(), ".mp4")
 
 
-def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
+def check_output(source: Path | Address, output: Path, *, overwrite: bool) -> None:
     """Find out before the work whether the output can have its name.
 
     Raises:
@@ -110,7 +113,7 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         if not output.parent.is_dir():
             raise MediaError(f"the folder of the output, {output.parent}, does not exist")
         if output.exists():
-            if source.exists() and output.samefile(source):
+            if isinstance(source, Path) and source.exists() and output.samefile(source):
                 raise MediaError(f"{output} is the input itself")
             if not overwrite and not awaits_removal(output):
                 raise OutputExists(f"{output} exists: --overwrite replaces it")

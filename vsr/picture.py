@@ -161,7 +161,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     partial = None
     try:
-        partial = _new_partial(path)
+        partial = new_partial(path)
         partial.write_bytes(data)
         os.replace(partial, path)
     except OSError as error:
@@ -170,7 +170,7 @@ def write_file(path: Path, data: bytes) -> None:
         raise MediaError(f"cannot write {path}: {reason(error)}") from error
 
 
-def _new_partial(path: Path) -> Path:
+def new_partial(path: Path) -> Path:
     """Create an empty file beside `path`, of a name nobody else has, to be renamed to it."""
     while True:
         name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"

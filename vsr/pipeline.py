@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -30,13 +31,16 @@ from engines.errors import MediaError
 from engines.safety import SafeEngine
 from engines.weights import Model
 from vsr import segments
+from vsr.address import Address, is_address
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
 from vsr.hardware import Decoder, HardwareUnavailable
 from vsr.inputs import open_reader
+from vsr.live import LiveStream
 from vsr.memory import automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
+from vsr.recording import record_frames
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
 from vsr.stages import StageMeters, chained, device_of
@@ -72,13 +76,18 @@ def upscale(
     changed_only: bool = False,
     overwrite: bool = False,
     resume: bool = True,
+    live: bool = False,
+    live_depth: int = 4,
+    reconnect_seconds: float = 10.0,
+    stop: threading.Event | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Upscale a clip or a still.
+    """Upscale a clip or a still, or record a live stream.
 
     Args:
         source: any video or picture that FFmpeg reads; or numbered pictures, as a pattern such as
-            `frames/%06d.png`; or "-": YUV4MPEG2 from standard input.
+            `frames/%06d.png`; or "-": YUV4MPEG2 from standard input; for `live` the address of
+            a stream.
         output: its suffix names the container; None: `clip_x4.mp4` beside the source; a folder:
             that name in it; a pattern: a numbered picture for each frame; "-": YUV4MPEG2 to
             standard output.
@@ -108,6 +117,11 @@ def upscale(
             result, quicker where the camera stands still and slower where it moves.
         overwrite: replace an output that exists.
         resume: go on where an interrupted run of the same job stopped; False: drop what it left.
+        live: record a stream (rtsp://, udp://, ...) at its own pace, until it ends or `stop`.
+        live_depth: at most so many of its frames are waiting or at work; the oldest that waits is
+            dropped for a new one.
+        reconnect_seconds: how long to try to get a broken connection back.
+        stop: when it is set, a recording ends, as a whole file.
         progress: called from this thread after each frame.
 
     Returns:
@@ -119,8 +133,9 @@ def upscale(
         BackendUnavailable, EngineBuildError: the back end is not there or refuses the model.
         ValueError: an argument is out of its range.
     """
+    text = os.fspath(source)
     config = UpscaleConfig(
-        source=Path(source),
+        source=Address(text) if is_address(text) else Path(text),
         output=None if output is None else Path(output),
         fps=None if fps is None else Fraction(fps),
         model=model,
@@ -140,12 +155,21 @@ def upscale(
         changed_only=changed_only,
         overwrite=overwrite,
         resume=resume,
+        live=live,
+        live_depth=live_depth,
+        reconnect_seconds=reconnect_seconds,
     )
-    return run(config, progress or (lambda _: None))
+    return run(config, progress or (lambda _: None), stop)
 
 
-def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
+def run(
+    config: UpscaleConfig,
+    progress: Callable[[Progress], None],
+    stop: threading.Event | None = None,
+) -> Result:
     """Run one job (see `upscale`)."""
+    if isinstance(config.source, Address):
+        return _record(config, config.source, progress, stop or threading.Event())
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
         _check(config, named)
@@ -179,11 +203,7 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
             frames, resumed, reused = _kind_of_job(output)(
                 config, reader, engine, output, size, key, progress
             )
-        if engine.recomputed:
-            log.warning(
-                "%d frames that came out not finite or black were computed again in float32",
-                engine.recomputed,
-            )
+        _say_what_was_recomputed(engine)
         return Result(
             input=config.source,
             output=output,
@@ -202,6 +222,14 @@ def run(config: UpscaleConfig, progress: Callable[[Progress], None]) -> Result:
         )
 
 
+def _say_what_was_recomputed(engine: SafeEngine) -> None:
+    if engine.recomputed:
+        log.warning(
+            "%d frames that came out not finite or black were computed again in float32",
+            engine.recomputed,
+        )
+
+
 def _kind_of_job(output: Path) -> Callable[..., tuple[int, int, int]]:
     if output == STDOUT:
         return upscale_to_stdout
@@ -215,6 +243,68 @@ def _check(config: UpscaleConfig, output: Path) -> None:
         check_frames(output, overwrite=config.overwrite)
     else:
         check_output(config.source, output, overwrite=config.overwrite)
+
+
+# --------------------------------------------------------------------------------------------------
+# The kinds of job
+# --------------------------------------------------------------------------------------------------
+
+
+def _record(
+    config: UpscaleConfig,
+    address: Address,
+    progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> Result:
+    """Record a live stream. The model comes first: what streams in meanwhile would be lost."""
+    named = None if config.output is None or config.output.is_dir() else config.output
+    if named is not None:
+        check_output(address, named, overwrite=config.overwrite)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        loaded = load_model(config.model, texture=config.texture)
+        engine = create_engine(
+            loaded, backend=config.backend, precision=config.precision, threads=config.threads
+        )
+        closing_engine = stack.enter_context(ExitStack())
+        closing_engine.callback(engine.close)
+        live = stack.enter_context(
+            LiveStream(
+                address, depth=config.live_depth, reconnect_seconds=config.reconnect_seconds,
+                stop=stop, threads=config.threads, deinterlace=config.deinterlace,
+            )
+        )  # fmt: skip
+        reader = live.open()
+        began = time.monotonic()
+        if config.region is not None:
+            reader.cut(config.region)
+        size = output_size(config, reader.info, loaded.scale)
+        output = named or default_output(config, reader.info, loaded.scale)
+        check_output(address, output, overwrite=config.overwrite)
+        safe = SafeEngine(engine, side=tile_side(config, engine, reader.info.size))
+        closing_engine.pop_all()
+        stack.enter_context(closing(safe))
+        frames, reused = record_frames(config, live, reader, safe, output, size, progress)
+        _say_what_was_recomputed(safe)
+        return Result(
+            input=address,
+            output=output,
+            frames=frames,
+            input_size=reader.info.size,
+            output_size=size,
+            seconds=time.monotonic() - began,
+            model=loaded.name,
+            texture=loaded.texture,
+            backend=engine.backend,
+            precision=engine.precision,
+            peak_bytes=peak_bytes(),
+            reused=reused,
+            recomputed=safe.recomputed,
+            dropped=live.latest.dropped,
+            reconnects=live.reconnects,
+        )
 
 
 def _upscale_clip(
@@ -325,7 +415,9 @@ def job_key(
     The source is known by `Reader.stamp`.
     """
     key = asdict(config)
-    for name in ("source", "output", "overwrite", "resume"):
+    for name in (
+        "source", "output", "overwrite", "resume", "live", "live_depth", "reconnect_seconds",
+    ):  # fmt: skip
         del key[name]
     key |= {
         "model": model.sha256,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ class JsonProgress:
     """Writes a line at the first frame, then at most two a second, and `last` writes the last.
 
     Args:
-        source: the input that is at work.
+        source: the input that is at work, named by its `str`.
 
     The fields, which only ever grow in number:
 
@@ -31,10 +30,11 @@ class JsonProgress:
                      engine, to-planes, encode; 1 in sum; waits do not count; {} for a picture
         queue_depths frames that wait after each stage but the last; {} for a picture. Where they
                      pile up, the next stage is the slow one
-        input        the clip or picture
+        dropped      frames of a live stream that came too fast, so far
+        input        the clip, picture or stream
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: object) -> None:
         self._source = source
         self._began: float | None = None
         self._first_frame = 0
@@ -62,6 +62,7 @@ class JsonProgress:
                     name: round(share, 4) for name, share in progress.stage_shares.items()
                 },
                 "queue_depths": progress.queue_depths,
+                "dropped": progress.dropped,
                 "input": str(self._source),
             }
         )

@@ -54,7 +54,7 @@ class SequenceReader(Reader):
         super().__init__(pattern.path(self.numbers[0]), threads=1)
         self._pattern = pattern
         self._picture = self.info
-        self.first = self.info.path
+        self.first = pattern.path(self.numbers[0])
         if not self.info.is_still:
             self.container.close()
             raise MediaError(f"{self.info.path} is a clip, expected a picture")
@@ -107,7 +107,7 @@ class SequenceReader(Reader):
         ):
             raise MediaError(
                 f"{info.path} ({_words(info)}) is unlike the first, "
-                f"{first.path.name} ({_words(first)}): a sequence is of pictures of one kind"
+                f"{self.first.name} ({_words(first)}): a sequence is of pictures of one kind"
             )
         colours = planes[: len(info.layout.plane_sizes(1, 1))]
         alpha: Sequence[Tensor] = planes[-1:] if info.alpha else []

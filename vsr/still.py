@@ -43,6 +43,7 @@ def upscale_still(
     if output.suffix.lower() not in PICTURE_SUFFIXES:
         raise MediaError(f"a still is written as .png, .tif or .tiff, got {output}")
     refuse_other_shape(config, info, size)
+    assert isinstance(info.path, Path), "a stream is no picture"
     tags = read_tags(info.path)
     if tags.pages > 1:
         log.warning("%s has %d pages: the first is taken", info.path, tags.pages)

@@ -8,7 +8,7 @@ is computed from a frame rate.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Set
+from collections.abc import Callable, Generator, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +26,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from torch import Tensor
 
 from engines.errors import MediaError
+from vsr.address import Address
 from vsr.convert import Matrix, PlaneLayout
 from vsr.deinterlace import deinterlaced
 from vsr.fingerprint import fingerprint
@@ -98,7 +99,7 @@ class ColourTags:
 class ClipInfo:
     """What a reader knows of a clip's picture once its first frame is decoded."""
 
-    path: Path
+    path: Path | Address
     size: tuple[int, int]
     """(height, width) as stored, before rotation and sample aspect ratio; of the region if cut"""
     layout: PlaneLayout
@@ -125,15 +126,20 @@ class Reader:
     Frames come out as planes (see `vsr.convert.PlaneLayout`), then alpha if `info.alpha`.
 
     Args:
-        path: the file.
+        path: the file, or the address that `container` was opened at.
         threads: decoder threads; None leaves it to the decoder.
         deinterlace: make whole frames of fields; False: take interlaced frames as they are; None:
             refuse a clip that begins with one.
+        container: of a live stream, opened, and from now on the reader's to close; None: opens
+            the file. Its decoder keeps no frames back for the sake of its threads, and what does
+            not decode before the first frame is no damage: one joins a stream in the middle.
+        watch: told each packet of the live stream, of the picture or not, before it is decoded.
 
     Attributes:
         info: of the picture.
         decoder: "cpu", or "nvdec" after `decode_on`.
         lost_packets: packets that could not be decoded, so far.
+        broke_off: what a live stream ended with, if it was an error.
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
         repeatable: whether the same can be read once more.
@@ -146,32 +152,43 @@ class Reader:
     repeatable = True
 
     def __init__(
-        self, path: Path, *, threads: int | None = None, deinterlace: bool | None = None
+        self,
+        path: Path | Address,
+        *,
+        threads: int | None = None,
+        deinterlace: bool | None = None,
+        container: av.container.InputContainer | None = None,
+        watch: Callable[[av.Packet[Any]], None] | None = None,
     ) -> None:
         self.decoder = "cpu"
         self.lost_packets = 0
+        self.broke_off: str | None = None
         self.damaged_frames = 0
         self.frames_read = 0
         self._path = path
         self._end_seconds = 0.0
-        if path.suffix.lower() in _TILED_SUFFIXES:
-            raise MediaError(f"{path}: HEIF pictures cannot be read yet: convert it to PNG or JPEG")
+        self._is_live, self._watch = container is not None, watch
         try:
-            if path.is_dir():
-                raise MediaError(f"{path} is a folder, expected a video or a picture")
-            self.container = self._open()
+            self.container = container or self._open()
         except (FFmpegError, OSError) as error:
             raise MediaError(f"cannot read {path}: {reason(error)}") from error
         try:
             if self.container.format.name == "tty":  # FFmpeg would film a text file
                 raise MediaError(f"{path} is text, expected a video or a picture")
+            if self._is_live and self._is_still():
+                raise MediaError(f"{path} is a picture, expected a stream")
             self.stream = self._picture_stream()
-            self.stream.thread_type = "AUTO"
+            self.stream.thread_type = "SLICE" if self._is_live else "AUTO"
             self.stream.codec_context.thread_count = threads or 0
             self._decoded: Iterator[av.VideoFrame] = self._decode()
             self._first: av.VideoFrame | None = next(self._decoded, None)
             if self._first is None:
-                raise MediaError(f"{path} has no frame that can be decoded")
+                raise MediaError(
+                    f"{path} has no frame that can be decoded"
+                    + (f": {self.broke_off}" if self.broke_off else "")
+                )
+            if self._is_live:
+                self.lost_packets = 0
             if deinterlace is None and self._first.interlaced_frame and not self._is_still():
                 raise MediaError(
                     f"{path} is interlaced: --deinterlace makes whole frames of its fields, "
@@ -217,6 +234,7 @@ class Reader:
 
     def stamp(self) -> dict[str, int | str]:
         """Return what tells this input from what it was or will be under the same name."""
+        assert isinstance(self._path, Path), "a stream is never the same again"
         return fingerprint(self._path)
 
     def decode_on(self, device: torch.device) -> None:
@@ -253,6 +271,14 @@ class Reader:
             raise HardwareUnavailable(f"NVDEC does not open: {reason(error)}") from error
         before[0].close()
         self._first, self.decoder = frame, "nvdec"
+
+    def conform(self, other: Reader) -> None:
+        """Give frames of the size, format and region of another reader, in one's own time base."""
+        mine = self.info
+        self.info = replace(other.info, time_base=mine.time_base, average_rate=mine.average_rate)
+        self._stored_size, self._format, self._window = (
+            other._stored_size, other._format, other._window,
+        )  # fmt: skip
 
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each frame that decodes, in order of presentation; once only.
@@ -322,10 +348,16 @@ class Reader:
                 )
 
     def _open(self, hardware: HWAccel | None = None) -> av.container.InputContainer:
+        path = self._path
+        assert isinstance(path, Path), "addresses are opened with their time limits, in vsr.live"
+        if path.suffix.lower() in _TILED_SUFFIXES:
+            raise MediaError(f"{path}: HEIF pictures cannot be read yet: convert it to PNG or JPEG")
+        if path.is_dir():
+            raise MediaError(f"{path} is a folder, expected a video or a picture")
         # a still's name is no pattern for a sequence of files
         # and its tags may be in the encoding of another country
         return av.open(
-            file_url(self._path),
+            file_url(path),
             "r",
             options={"pattern_type": "none"},
             metadata_errors="replace",
@@ -353,13 +385,18 @@ class Reader:
             try:
                 packet = next(packets, None)
             except (FFmpegError, OSError) as error:  # the file breaks off
-                self.lost_packets += 1
+                if self._is_live:
+                    self.broke_off = reason(error)
+                else:
+                    self.lost_packets += 1
                 log.debug("%s: %s", self._path, reason(error))
                 packet = None
             if packet is None:
                 break
             if not packet.size:
                 continue  # marks the end of a stream
+            if self._watch is not None:
+                self._watch(packet)
             if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self._end_seconds = max(self._end_seconds, end)
@@ -380,7 +417,7 @@ class Reader:
         return (
             self.container.format.name.endswith("_pipe")
             or self.container.format.name == "image2"
-            or self._path.suffix.lower() in _STILL_SUFFIXES
+            or (isinstance(self._path, Path) and self._path.suffix.lower() in _STILL_SUFFIXES)
         )
 
     def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
@@ -406,7 +443,7 @@ class Reader:
             log.warning("%s has %d bits a sample: rounded to 16", self._path, deepest)
         side_data = {} if context.name in _BAD_SIDE_DATA else _side_data(frame)
         display_matrix = _display_matrix(frame, side_data)
-        if is_still:
+        if is_still and isinstance(self._path, Path):
             display_matrix = read_tags(self._path).display_matrix or display_matrix
         if _DOLBY_VISION & side_data.keys():
             log.warning(
@@ -448,7 +485,7 @@ class Reader:
         return info, name
 
 
-def other_packets(path: Path, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
+def other_packets(path: Path | Address, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
     """Yield the packets of some streams, by their indices, in file order.
 
     Where the file breaks off, so does this: the reader of its picture has said so. The file closes
@@ -529,9 +566,9 @@ def _display_matrix(
     return (*(value << 16 for value in matrix), 1 << 30) if turn else None
 
 
-def file_url(path: Path) -> str:
+def file_url(path: Path | Address) -> str:
     """Name a file for FFmpeg, which takes "a:b.mp4" for a protocol called a."""
-    return f"file:{path}"
+    return path.url if isinstance(path, Address) else f"file:{path}"
 
 
 def reason(error: Exception) -> str:
