@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vsr
 from engines import create_engine, load_model
 from engines.networks import build_network
+from engines.safety import SafeEngine
 from engines.weights import save_weights
 from vsr.convert import PlaneLayout, from_rgb, resize
 from vsr.strips import StripUpscaler, strips
@@ -21,7 +26,7 @@ def engine(tmp_path_factory):
     net = build_network("srgan-lite", {"channels": 8, "blocks": 2}, deployed=True)
     path = tmp_path_factory.mktemp("weights") / "x4.safetensors"
     save_weights(path, net, network="srgan-lite", training={})
-    return create_engine(load_model(path), backend="pytorch")
+    return SafeEngine(create_engine(load_model(path), backend="pytorch"))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,10 @@ def test_strips_cover_each_row_once_and_stay_within_their_number_of_rows():
     assert covered == list(range(8640))
     assert max(part.rows.stop - part.rows.start for part in parts) == 256
     # 256 rows of half the enlarged size, their margins, and the radius on both sides
-    assert max(part.window.stop - part.window.start for part in parts) <= 128 + 2 * (4 + 11)
+    assert {part.window.stop - part.window.start for part in parts} == {128 + 6 + 2 * 11 + 1}
+    for part in parts:  # what the engine sees reaches as far as the network looks
+        assert part.window.start <= max(0, part.enlarged.start // 4 - 11)
+        assert part.window.stop >= min(4320, -(-part.enlarged.stop // 4) + 11)
 
 
 def test_a_window_without_the_radius_would_show(engine, monkeypatch):
@@ -73,3 +81,45 @@ def test_a_filter_without_a_margin_would_show(engine, monkeypatch):
     whole = from_rgb(resize(engine(frame), (40, 24)), layout)
     parts = StripUpscaler(engine, layout, (40, 24), 4)(frame)
     assert (parts[0].int() - whole[0].int()).abs().max() > ROUNDING
+
+
+@pytest.mark.parametrize("scale", [2, 1])
+def test_a_clip_whose_frames_do_not_fit_is_made_in_strips(
+    scale, plain_clip, tiny_weights, tmp_path, monkeypatch
+):
+    made = []
+    original = StripUpscaler.__call__
+
+    def counted(self, frame):
+        made.append(frame)
+        return original(self, frame)
+
+    monkeypatch.setattr(StripUpscaler, "__call__", counted)
+    results = []
+    for name, free in (("whole", None), ("strips", 100_000)):
+        monkeypatch.setattr("vsr.memory.free_bytes", lambda free=free: free)
+        monkeypatch.setattr("vsr.memory._LEAST_STRIP", 16)
+        output = tmp_path / f"{name}.mkv"
+        vsr.upscale(
+            plain_clip, output, model=tiny_weights, backend="pytorch", scale=scale, encoder="ffv1"
+        )
+        with av.open(str(output)) as container:
+            frames = [frame.to_ndarray() for frame in container.decode(video=0)]
+        results.append(np.stack(frames).astype(int))
+    assert len(made) == 10
+    assert np.abs(results[0] - results[1]).max() <= ROUNDING
+
+
+def test_a_picture_that_does_not_fit_is_made_in_strips(tiny_weights, tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    source = tmp_path / "in.png"
+    Image.fromarray(rng.integers(0, 256, (60, 44, 4), np.uint8), "RGBA").save(source)
+    results = []
+    for name, free in (("whole", None), ("strips", 100_000)):
+        monkeypatch.setattr("vsr.memory.free_bytes", lambda free=free: free)
+        monkeypatch.setattr("vsr.memory._LEAST_STRIP", 16)
+        output = tmp_path / f"{name}.png"
+        vsr.upscale(source, output, model=tiny_weights, backend="pytorch")
+        results.append(np.asarray(Image.open(output)).astype(int))
+    assert results[0].shape == (120, 88, 4)
+    assert np.abs(results[0] - results[1]).max() <= ROUNDING

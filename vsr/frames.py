@@ -31,6 +31,7 @@ from engines.safety import SafeEngine
 from vsr.config import Progress, UpscaleConfig
 from vsr.convert import oriented
 from vsr.journal import changes, lock, partial_folder, sync_folder
+from vsr.memory import automatic_strip
 from vsr.output import OutputExists, refuse_other_shape
 from vsr.packets import sha256
 from vsr.pattern import Pattern
@@ -369,6 +370,7 @@ def _pictures(
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
         changed_only=config.changed_only, meters=meters,
+        strip_rows=automatic_strip(engine, info.size),
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)
 

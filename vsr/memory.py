@@ -15,6 +15,8 @@ from engines.weights import Model
 _CGROUP = Path("/sys/fs/cgroup")
 # the engine's, the same in float32 and resized, and what the chroma filter makes of it: a guess
 _RESULTS_ON_DEVICE = 5
+_RESULTS_WAITING = 5  # one made, two in the queue, one shrunk and converted
+_LEAST_STRIP = 128  # rows; thinner ones are mostly overlap
 
 
 def peak_bytes() -> int:
@@ -74,6 +76,25 @@ def automatic_tile(engine: Engine, size: tuple[int, int]) -> int | None:
         value_bytes=engine.dtype.itemsize,
         results=1 if on_host else _RESULTS_ON_DEVICE,
     )
+
+
+def automatic_strip(engine: Engine, size: tuple[int, int]) -> int | None:
+    """Choose whether enlarged frames are made in strips, by the memory of the host that is free.
+
+    Between the engine and the encoder up to `_RESULTS_WAITING` enlarged frames exist.
+
+    Args:
+        engine: to run; frames on a GPU wait there, and are bounded by their slots.
+        size: (height, width) of the input.
+
+    Returns:
+        Rows of the enlarged frame a strip; None: whole frames fit, or nobody tells.
+    """
+    free = free_bytes() if engine.device.type == "cpu" else None
+    row = 3 * 4 * engine.scale * size[1]  # RGB in float32
+    if free is None or _RESULTS_WAITING * row * engine.scale * size[0] <= free // 2:
+        return None
+    return max(_LEAST_STRIP, free // 16 // row)
 
 
 def fitting_tile(

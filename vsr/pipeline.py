@@ -38,7 +38,7 @@ from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale
 from vsr.hardware import Decoder, HardwareUnavailable
 from vsr.inputs import open_reader
 from vsr.live import LiveStream
-from vsr.memory import automatic_tile, peak_bytes
+from vsr.memory import automatic_strip, automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.recording import record_frames
 from vsr.region import Crop, Zoom
@@ -350,6 +350,7 @@ def _upscale_clip(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
                 changed_only=config.changed_only, meters=meters,
                 device=device_of(engine, results_stay=encoding.on_gpu),
+                strip_rows=automatic_strip(engine, reader.info.size),
             )  # fmt: skip
             stack.callback(reader.stop)
             last: list[Tensor] | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from engines import Engine
 from engines.safety import SafeEngine
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
+from vsr.strips import StripUpscaler
 from vsr.threads import Meter, in_thread
 from vsr.transfer import Cuda, Device, Host, Slot, Slots
 from vsr.video import Timed
@@ -79,6 +80,7 @@ def chained(
     changed_only: bool = False,
     meters: StageMeters | None = None,
     device: Device | None = None,
+    strip_rows: int | None = None,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output.
 
@@ -95,6 +97,8 @@ def chained(
         changed_only: compute only the tiles that differ from those of the frame before.
         meters: told what each stage costs; on an accelerator all that is launched is "to-planes".
         device: None: where the engine is.
+        strip_rows: of the enlarged frame, where memory does not hold it whole (see `vsr.strips`);
+            all of it is computed then, whatever has changed.
     """
     meters = meters or StageMeters()
     device = device or device_of(engine)
@@ -110,6 +114,12 @@ def chained(
 
     uploads = stage(uploaded(without_repeats(frames), slots, layout), "decode")
     rgb = step(to_rgb_frames(uploads, layout, engine), "to-rgb")
+    if strip_rows is not None:
+        assert isinstance(engine, SafeEngine)
+        upscaler = StripUpscaler(engine, output_layout, size, strip_rows)
+        downloads = stage(plane_frames_in_strips(rgb, upscaler), "engine")
+        stack.callback(slots.stop)
+        return delivered(downloads, slots)
     if changed_only:
         assert isinstance(engine, SafeEngine)
         large = step(upscaled_where_changed(rgb, engine), "engine")
@@ -188,6 +198,20 @@ def upscaled_where_changed(
             last = rgb, large
             staged = Staged(staged.slot, large, engine.verdict())
         yield Timed(staged, frame.pts, frame.duration)
+
+
+def plane_frames_in_strips(
+    frames: Iterable[Timed[Staged | None]], upscaler: StripUpscaler
+) -> Iterator[Timed[Slot | None]]:
+    """Run the engine and make the planes that the encoder takes, without a whole enlarged frame."""
+    for frame in frames:
+        slot = None
+        if frame.value is not None:
+            slot = frame.value.slot
+            with slot.work():
+                planes = upscaler(frame.value.rgb)
+            slot.download(planes)
+        yield Timed(slot, frame.pts, frame.duration)
 
 
 def to_plane_frames(

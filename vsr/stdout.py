@@ -19,6 +19,7 @@ from engines import Engine
 from engines.errors import MediaError
 from vsr.config import Progress, UpscaleConfig
 from vsr.convert import PlaneLayout
+from vsr.memory import automatic_strip
 from vsr.output import kept_aspect_ratio
 from vsr.pixels import guess_matrix
 from vsr.stages import StageMeters, chained
@@ -110,6 +111,7 @@ def upscale_to_stdout(
         planes = chained(
             reader.frames(), info.layout, engine, layout, size, stack,
             changed_only=config.changed_only, meters=meters,
+            strip_rows=automatic_strip(engine, info.size),
         )  # fmt: skip
         stack.callback(reader.stop)
         first: int | None = None

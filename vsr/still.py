@@ -13,6 +13,7 @@ from engines.errors import MediaError
 from engines.safety import SafeEngine
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout, from_rgb, oriented, quarter_turn, resize, to_rgb
+from vsr.memory import automatic_strip
 from vsr.output import refuse_other_shape
 from vsr.photo import PhotoTags, read_tags
 from vsr.picture import (
@@ -22,6 +23,7 @@ from vsr.picture import (
     picture_layout,
     write_file,
 )
+from vsr.strips import StripUpscaler
 from vsr.video import ClipInfo, Reader
 
 log = logging.getLogger(__name__)
@@ -116,13 +118,22 @@ def enlarged(
     alpha = planes[-1] if info.alpha else None
     planes = planes[: len(info.layout.plane_sizes(1, 1))]
     layout = picture_layout(info.layout)
-    result = from_rgb(resize(engine.upscale(to_rgb(planes, info.layout)), size), layout)
+    rows = automatic_strip(engine, info.size)
+
+    def planes_of(rgb: Tensor, layout: PlaneLayout) -> list[Tensor]:
+        if rows is not None:
+            return StripUpscaler(engine, layout, size, rows)(rgb)
+        return from_rgb(resize(engine.upscale(rgb), size), layout)
+
+    result = planes_of(to_rgb(planes, info.layout), layout)
     if alpha is not None:
         grey = PlaneLayout(kind="grey", depth=info.layout.depth, full_range=True)
-        levels = to_rgb([alpha], grey)
-        constant = bool(levels.min() == levels.max())  # what is opaque stays wholly opaque
-        large = levels[..., :1, :1].expand(1, 3, *size) if constant else engine.upscale(levels)
-        result += from_rgb(resize(large, size), replace(grey, depth=layout.depth))
+        levels, deep = to_rgb([alpha], grey), replace(grey, depth=layout.depth)
+        if levels.min() == levels.max():  # what is opaque stays wholly opaque
+            (level,) = from_rgb(levels[..., :1, :1], deep)
+            result.append(level.expand(size).contiguous())
+        else:
+            result += planes_of(levels, deep)
     if info.display_matrix is not None:  # a picture's file is not turned by its viewer: do it here
         result = [oriented(plane, info.display_matrix) for plane in result]
     return result

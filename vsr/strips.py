@@ -20,7 +20,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from engines import Engine
+from engines.safety import SafeEngine
 from engines.tiles import receptive_radius
 from vsr.convert import PlaneLayout, from_rgb, resize
 
@@ -38,7 +38,7 @@ class Strip:
     enlarged: slice
     """of the enlarged frame: what `made` is shrunk from"""
     window: slice
-    """of the input: what the engine sees"""
+    """of the input: what the engine sees; as many rows each, for a back end compiles for a size"""
 
 
 def strips(
@@ -59,14 +59,13 @@ def strips(
     reach = _CUBIC_SUPPORT + 1 if ratio < 1 else 0
     margin = -(-(reach + chroma_step) // grid) * grid
     core = max(1, rows // grid) * grid
+    window_rows = -(-int((core + 2 * margin) / ratio) // scale) + 2 * radius + 1
     for begin in range(0, output_height, core):
         end = min(begin + core, output_height)
         made = slice(max(0, begin - margin), min(output_height, end + margin))
         enlarged = slice(int(made.start / ratio), int(made.stop / ratio))
-        window = slice(
-            max(0, enlarged.start // scale - radius),
-            min(height, -(-enlarged.stop // scale) + radius),
-        )
+        top = min(max(0, enlarged.start // scale - radius), max(0, height - window_rows))
+        window = slice(top, min(height, top + window_rows))
         yield Strip(slice(begin, end), made, enlarged, window)
 
 
@@ -77,11 +76,11 @@ class StripUpscaler:
         engine: upscales a window, by itself or in tiles.
         layout: of the planes to make.
         size: (height, width) of the output.
-        rows: of the output a strip, about.
+        rows: of the enlarged frame a strip, about.
     """
 
     def __init__(
-        self, engine: Engine, layout: PlaneLayout, size: tuple[int, int], rows: int
+        self, engine: SafeEngine, layout: PlaneLayout, size: tuple[int, int], rows: int
     ) -> None:
         self._engine = engine
         self._layout = layout
@@ -112,7 +111,7 @@ class StripUpscaler:
             scale=self._engine.scale,
             radius=self._radius,
             chroma_step=down,
-            rows=self._rows,
+            rows=self._rows * height // (frame.shape[2] * self._engine.scale),
         ):
             parts = self._make(frame, strip)
             for plane, part, step in zip(planes, parts, steps, strict=False):
@@ -123,7 +122,7 @@ class StripUpscaler:
 
     def _make(self, frame: Tensor, strip: Strip) -> list[Tensor]:
         scale = self._engine.scale
-        large = self._engine(frame[:, :, strip.window])
+        large = self._engine.upscale(frame[:, :, strip.window])
         above = strip.window.start * scale
         part = large[:, :, strip.enlarged.start - above : strip.enlarged.stop - above]
         made = resize(part.float(), (strip.made.stop - strip.made.start, self._size[1]))
