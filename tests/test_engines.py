@@ -203,7 +203,7 @@ def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
         assert result.is_contiguous()
         torch.testing.assert_close(result.float(), expected, atol=TOLERANCE[dtype], rtol=0)
     stream = engine._graphed[1]._stream
-    assert stream.waited_for[-1] is engine.caller
+    assert stream.waited_for == [engine.caller] * 2  # to be captured, and to run
     assert engine.caller.waited_for[-1] is stream
     engine.close()
 

@@ -188,6 +188,24 @@ def test_a_spoilt_tile_is_not_taken_over_by_the_frames_after_it(model, where):
     assert 1 <= engine.recomputed < 12
 
 
+def test_after_a_spoilt_frame_all_is_new_once(model):
+    fragile = Fragile(model, spoils={4})
+    engine = SafeEngine(fragile, side=16)
+    before = torch.rand(1, 3, 48, 48)
+    after = before.clone()
+    after[..., 1, 1] += 0.1
+    large = engine(before)
+    assert bool(engine.verdict())
+    engine.again(before)
+    calls = []
+    for _ in range(2):
+        fragile.calls = 100
+        large = engine.update(after, before, large)
+        calls.append(fragile.calls - 100)
+        assert not bool(engine.verdict())
+    assert calls == [9, 1]  # all tiles of the frame, then the one that has changed
+
+
 def test_leaving_out_tiles_needs_tiles(model):
     frames = torch.rand(1, 3, 20, 20)
     with pytest.raises(ValueError, match="only an engine with tiles"):

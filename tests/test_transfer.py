@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -208,6 +209,22 @@ def test_a_result_is_not_there_before_it_is_waited_for():
     slot.download(made)
     assert all((landing == POISON).all() for landing in slot._host_out)
     assert all(map(torch.equal, slot.result(), made))
+
+
+def test_what_is_downloaded_stays_until_it_has_arrived():
+    """A copy does not keep its source: PyTorch would give the memory to the next frame."""
+    device = Simulated()
+    device.copy = lambda target, source: None
+    slot = device.slot()
+    slot.upload(clip(1)[0].value)
+    with slot.work():
+        made = slot.planes[0] + 1
+    gone = weakref.ref(made)
+    slot.download([made])
+    del made
+    assert gone() is not None
+    slot.result()
+    assert gone() is None
 
 
 def test_a_slot_that_is_filled_too_early_is_seen():

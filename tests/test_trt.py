@@ -169,7 +169,7 @@ def test_results_are_the_callers_to_keep(engine):
 def test_the_two_streams_wait_for_each_other(library, engine):
     engine(frames_of(1, 3, 8, 8))
     stream = engine._session.run._stream
-    assert stream.waited_for[-1] is library.caller
+    assert stream.waited_for == [library.caller] * 2  # to be captured, and to run
     assert library.caller.waited_for == [stream]
 
 
