@@ -40,7 +40,7 @@ from vsr.sequence import SequenceReader
 from vsr.stages import QUEUE_DEPTH, StageMeters, chained
 from vsr.still import enlarged, stored_format, warn_of_precision
 from vsr.threads import in_thread
-from vsr.video import ClipInfo, Reader, Timed, reason
+from vsr.video import Reader, Timed, reason
 
 log = logging.getLogger(__name__)
 
@@ -327,8 +327,7 @@ def upscale_to_frames(
         stack.callback(writer.abort)
         meters = StageMeters()
         frames = writer.remaining(reader.frames())
-        planes = _pictures(config, frames, info, engine, size, stack, meters)
-        stack.callback(reader.stop)
+        planes = _pictures(config, frames, reader, engine, size, stack, meters)
         reused = 0
         last: list[Tensor] | None = None
         try:
@@ -352,13 +351,14 @@ def upscale_to_frames(
 def _pictures(
     config: UpscaleConfig,
     frames: Iterator[Timed[list[Tensor]]],
-    info: ClipInfo,
+    reader: Reader,
     engine: SafeEngine,
     size: tuple[int, int],
     stack: ExitStack,
     meters: StageMeters,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of upright pictures."""
+    info = reader.info
     if info.alpha:  # which the stages of a clip leave out
         made = (
             Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
@@ -368,7 +368,7 @@ def _pictures(
         return stack.enter_context(closing(stage))
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
-        changed_only=config.changed_only, meters=meters,
+        changed_only=config.changed_only, meters=meters, stop=reader.stop,
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)
 

@@ -79,6 +79,7 @@ def chained(
     changed_only: bool = False,
     meters: StageMeters | None = None,
     device: Device | None = None,
+    stop: Callable[[], None] | None = None,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output.
 
@@ -95,14 +96,20 @@ def chained(
         changed_only: compute only the tiles that differ from those of the frame before.
         meters: told what each stage costs; on an accelerator all that is launched is "to-planes".
         device: None: where the engine is.
+        stop: ends what `frames` may be waiting for, when the stages end.
     """
     meters = meters or StageMeters()
     device = device or device_of(engine)
     slots = Slots(device)
     stack.callback(slots.close)
 
+    def wake() -> None:  # an interruption may find any of the threads waiting
+        slots.stop()
+        if stop is not None:
+            stop()
+
     def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
-        made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name])
+        made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name], wake=wake)
         return stack.enter_context(closing(made))
 
     def step(items: Iterable[Timed[T]], name: str) -> Iterable[Timed[T]]:
@@ -116,7 +123,6 @@ def chained(
     else:
         large = step(upscaled(rgb, engine), "engine")
     downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
-    stack.callback(slots.stop)  # runs first: a thread that waits for a slot cannot be closed
     again = None
     if isinstance(engine, SafeEngine) and engine.judges:
         again = partial(recomputed, engine, layout, output_layout, size)

@@ -109,9 +109,8 @@ def upscale_to_stdout(
         meters = StageMeters()
         planes = chained(
             reader.frames(), info.layout, engine, layout, size, stack,
-            changed_only=config.changed_only, meters=meters,
+            changed_only=config.changed_only, meters=meters, stop=reader.stop,
         )  # fmt: skip
-        stack.callback(reader.stop)
         first: int | None = None
         last: list[Tensor] | None = None
         try:
