@@ -7,6 +7,7 @@ import zlib
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ import vsr
 from engines.errors import MediaError
 from vsr.convert import oriented
 from vsr.photo import PhotoTags, read_tags
+from vsr.still import warn_of_precision
 
 # kind: channels, format in a PNG, format in a TIFF
 KINDS = {
@@ -243,3 +245,13 @@ def test_other_suffixes_are_refused_before_the_work(tmp_path, tiny_weights):
     source = write_picture(tmp_path / "in.png", smooth(1, 255), "gray")
     with pytest.raises(MediaError, match=r"a still is written as .png, .tif or .tiff, got .*x.jpg"):
         vsr.upscale(source, tmp_path / "x.jpg", **weights_of(tiny_weights))
+
+
+@pytest.mark.parametrize(("precision", "depth", "said"), [
+    ("fp32", 16, False), ("fp16", 10, False), ("fp16", 16, True), ("int8", 10, True),
+    ("int8", 8, False),
+])  # fmt: skip
+def test_less_precision_than_a_picture_has_is_told(precision, depth, said, caplog):
+    layout = SimpleNamespace(layout=SimpleNamespace(depth=depth), path=Path("in.tif"))
+    warn_of_precision(layout, SimpleNamespace(precision=precision, backend="tensorrt"))
+    assert ("--precision fp32 keeps them all" in caplog.text) == said

@@ -119,3 +119,18 @@ def test_a_meter_tells_how_many_items_wait():
         time.sleep(0.001)
     assert meter.queued == 3
     items.close()
+
+
+def test_what_an_iterable_waits_for_is_ended_before_its_thread_is():
+    wanted = threading.Event()
+
+    def waiting():
+        yield 1
+        assert wanted.wait(30)
+        yield 2
+
+    items = in_thread(waiting(), depth=1, name="maker", wake=wanted.set)
+    assert next(items) == 1
+    began = time.monotonic()
+    items.close()
+    assert time.monotonic() - began < 10

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -300,19 +302,24 @@ def test_frames_come_out_while_the_input_is_still_open(tmp_path, tiny_weights):
 
 
 @pytest.mark.timeout(SECONDS)
-def test_an_interruption_ends_the_wait_for_a_writer_that_stands_still(tmp_path, tiny_weights):
-    ended = threading.Event()
+@pytest.mark.skipif(sys.platform == "win32", reason="signals there are others")
+def test_ctrl_c_ends_the_wait_for_a_writer_that_stands_still(tmp_path, tiny_weights):
+    both_are_out, ended = threading.Event(), threading.Event()
 
     def feed(file: int) -> None:
         os.write(file, stream(frames=2))
+        assert both_are_out.wait(SECONDS)
+        time.sleep(0.2)  # by now all threads wait for one another
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         assert ended.wait(SECONDS)
 
-    def interrupt(progress: Progress) -> None:
-        raise KeyboardInterrupt
+    def watch(progress: Progress) -> None:
+        if progress.frames == 2:
+            both_are_out.set()
 
     with fed(feed):
         with pytest.raises(KeyboardInterrupt):
-            upscale("-", tmp_path / "out.mkv", tiny_weights, progress=interrupt)
+            upscale("-", tmp_path / "out.mkv", tiny_weights, progress=watch)
         ended.set()
     assert list(tmp_path.iterdir()) == []
 

@@ -41,7 +41,7 @@ from vsr.sequence import SequenceReader
 from vsr.stages import QUEUE_DEPTH, StageMeters, chained
 from vsr.still import enlarged, stored_format, warn_of_precision
 from vsr.threads import in_thread
-from vsr.video import ClipInfo, Reader, Timed, reason
+from vsr.video import Reader, Timed, reason
 
 log = logging.getLogger(__name__)
 
@@ -328,8 +328,7 @@ def upscale_to_frames(
         stack.callback(writer.abort)
         meters = StageMeters()
         frames = writer.remaining(reader.frames())
-        planes = _pictures(config, frames, info, engine, size, stack, meters)
-        stack.callback(reader.stop)
+        planes = _pictures(config, frames, reader, engine, size, stack, meters)
         reused = 0
         last: list[Tensor] | None = None
         try:
@@ -353,13 +352,14 @@ def upscale_to_frames(
 def _pictures(
     config: UpscaleConfig,
     frames: Iterator[Timed[list[Tensor]]],
-    info: ClipInfo,
+    reader: Reader,
     engine: SafeEngine,
     size: tuple[int, int],
     stack: ExitStack,
     meters: StageMeters,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of upright pictures."""
+    info = reader.info
     if info.alpha:  # which the stages of a clip leave out
         made = (
             Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
@@ -369,7 +369,7 @@ def _pictures(
         return stack.enter_context(closing(stage))
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
-        changed_only=config.changed_only, meters=meters,
+        changed_only=config.changed_only, meters=meters, stop=reader.stop,
         strip_rows=automatic_strip(engine, info.size),
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)

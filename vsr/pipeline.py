@@ -348,11 +348,10 @@ def _upscale_clip(
             meters = StageMeters()
             planes = chained(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
-                changed_only=config.changed_only, meters=meters,
+                changed_only=config.changed_only, meters=meters, stop=reader.stop,
                 device=device_of(engine, results_stay=encoding.on_gpu),
                 strip_rows=automatic_strip(engine, reader.info.size),
             )  # fmt: skip
-            stack.callback(reader.stop)
             last: list[Tensor] | None = None
             for frame in planes:
                 reused += frame.value is last

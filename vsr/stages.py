@@ -81,6 +81,7 @@ def chained(
     meters: StageMeters | None = None,
     device: Device | None = None,
     strip_rows: int | None = None,
+    stop: Callable[[], None] | None = None,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output.
 
@@ -99,14 +100,20 @@ def chained(
         device: None: where the engine is.
         strip_rows: of the enlarged frame, where memory does not hold it whole (see `vsr.strips`);
             all of it is computed then, whatever has changed.
+        stop: ends what `frames` may be waiting for, when the stages end.
     """
     meters = meters or StageMeters()
     device = device or device_of(engine)
     slots = Slots(device)
     stack.callback(slots.close)
 
+    def wake() -> None:  # an interruption may find any of the threads waiting
+        slots.stop()
+        if stop is not None:
+            stop()
+
     def stage(items: Iterable[Timed[T]], name: str) -> Iterator[Timed[T]]:
-        made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name])
+        made = in_thread(items, depth=QUEUE_DEPTH, name=name, meter=meters[name], wake=wake)
         return stack.enter_context(closing(made))
 
     def step(items: Iterable[Timed[T]], name: str) -> Iterable[Timed[T]]:
@@ -126,7 +133,6 @@ def chained(
     else:
         large = step(upscaled(rgb, engine), "engine")
     downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
-    stack.callback(slots.stop)  # runs first: a thread that waits for a slot cannot be closed
     again = None
     if isinstance(engine, SafeEngine) and engine.judges:
         again = partial(recomputed, engine, layout, output_layout, size)

@@ -110,10 +110,9 @@ def upscale_to_stdout(
         meters = StageMeters()
         planes = chained(
             reader.frames(), info.layout, engine, layout, size, stack,
-            changed_only=config.changed_only, meters=meters,
+            changed_only=config.changed_only, meters=meters, stop=reader.stop,
             strip_rows=automatic_strip(engine, info.size),
         )  # fmt: skip
-        stack.callback(reader.stop)
         first: int | None = None
         last: list[Tensor] | None = None
         try:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # of H.273, what viewers assume where nothing is said, or nearly: BT.709, none, gamma 2.2, sRGB
 _USUAL_PRIMARIES, _USUAL_TRANSFERS = (1, 2), (1, 2, 4, 6, 13)
+# between 0 and 1: what lies closer is one number; int8 and bf16 have 8
+_KEPT_BITS = {"fp32": 24, "fp16": 11}
 
 
 def upscale_still(
@@ -58,7 +60,7 @@ def upscale_still(
 
 def warn_of_precision(info: ClipInfo, engine: SafeEngine) -> None:
     """Say so where the engine computes in fewer bits than a deep picture has."""
-    if info.layout.depth > 8 and engine.precision != "fp32":
+    if info.layout.depth > _KEPT_BITS.get(engine.precision, 8):
         log.warning(
             "%s has %d bits a sample, and %s computes in %s: --precision fp32 keeps them all",
             info.path, info.layout.depth, engine.backend, engine.precision,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TypeVar
@@ -75,7 +75,12 @@ _END = object()
 
 
 def in_thread(
-    iterable: Iterable[T], *, depth: int, name: str, meter: Meter | None = None
+    iterable: Iterable[T],
+    *,
+    depth: int,
+    name: str,
+    meter: Meter | None = None,
+    wake: Callable[[], None] | None = None,
 ) -> Generator[T, None, None]:
     """Run an iterable in a thread of its own, at most `depth` items ahead of the consumer.
 
@@ -89,14 +94,16 @@ def in_thread(
         depth: length of the queue, at least 1.
         name: of the thread, for debuggers and logs.
         meter: told what the iterable costs and how many of its items wait.
+        wake: called when this generator ends, however it does, before the thread is waited for:
+            ends what the iterable may itself be waiting for.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
-    return _in_thread(iterable, depth, name, meter or Meter())
+    return _in_thread(iterable, depth, name, meter or Meter(), wake or (lambda: None))
 
 
 def _in_thread(
-    iterable: Iterable[T], depth: int, name: str, meter: Meter
+    iterable: Iterable[T], depth: int, name: str, meter: Meter, wake: Callable[[], None]
 ) -> Generator[T, None, None]:
     items: queue.Queue[object] = queue.Queue(depth)
     meter.watch(items)
@@ -132,6 +139,7 @@ def _in_thread(
             yield item  # type: ignore[misc]
     finally:
         closed.set()
+        wake()
         while thread.is_alive():  # make room, so that the thread sees `closed`
             with suppress(queue.Empty):
                 items.get(timeout=0.05)

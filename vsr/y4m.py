@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import torch
 from av.codec.hwaccel import HWAccel
 
 from engines.errors import MediaError
 from vsr.convert import PlaneLayout, Siting
+from vsr.hardware import HardwareUnavailable
 from vsr.threads import waiting
 from vsr.video import Reader, reason
 
@@ -196,6 +198,14 @@ class Y4mReader(Reader):
     def stop(self) -> None:
         """End a read that waits for its input, from another thread."""
         self._stopped.set()
+
+    def decode_on(self, device: torch.device) -> None:
+        """Refuse, whatever the device.
+
+        Raises:
+            HardwareUnavailable: always.
+        """
+        raise HardwareUnavailable("bare samples need no decoder")
 
     def stamp(self) -> dict[str, int | str]:
         """Return what tells a file from another; nothing does a pipe."""
