@@ -2,8 +2,8 @@
 
     python benchmarks/fidelity.py [--clips FOLDER] [--json FILE]
 
-Upscales a corner of each clip of a folder, and of those in it (default: shared/data/clips beside the
-checkout), and clips made for one property each (`benchmarks/generated.py`), by a tiny network and
+Upscales a corner of each clip of a folder, and of those in it (default: shared/data/clips beside
+the checkout), and clips made for one property each (`benchmarks/generated.py`), by a tiny network and
 with the encoder in haste, for this is about all but the pixels. Then reads input and output with
 PyAV and compares property by property: "equal", or what it was and what it is. A clip that is
 refused has the reason instead.
