@@ -2,11 +2,11 @@
 
     python benchmarks/fidelity.py [--clips FOLDER] [--json FILE]
 
-Upscales each clip of a folder, and of those in it (default: shared/data/clips beside the checkout),
-and clips made for one property each (`benchmarks/generated.py`), by a tiny network, a corner of
-each and the encoder in haste, for this is about all but the pixels.
-Then reads input and output with PyAV and compares property by property: "equal", or what it was and
-what it is. A clip that is refused has the reason instead.
+Upscales a corner of each clip of a folder, and of those in it (default: shared/data/clips beside
+the checkout), and clips made for one property each (`benchmarks/generated.py`), by a tiny network
+and with the encoder in haste, for this is about all but the pixels. Then reads input and output
+with PyAV and compares property by property: "equal", or what it was and what it is. A clip that is
+refused has the reason instead.
 
 Where a difference is known and meant, or the command said it in a warning, the reason says so;
 `unexplained` in the JSON counts the others. The last line of stdout is one JSON document; the same
@@ -49,6 +49,10 @@ MEANT = {
     ("range", "1 "): "a yuvj format is full range, whatever its tag",
     ("pixel format", "yuvj"): "the same format by its present name; the range is in the tag",
     ("frame durations", "[Fraction(0, 1)"): "a clip that does not say gets that of its rate",
+    ("frame durations", "[Fraction(1001, 24000)"): "in MP4 a frame lasts until the next one",
+    ("metadata", "{'com.android"): "MP4 loses tags that only QuickTime's own list has",
+    ("metadata", "{'software': 'Lavf"): "the name of the program that wrote the AVI",
+    ("metadata", "{'location'"): "the same place, with more digits",
     ("languages", "{'audio 0': 'deu'} -> {'audio 0': 'ger'}"): "QuickTime's name of the same",
     ("audio times", "[[Fraction(-"): "below zero is nothing to hear: all streams move on together",
     ("frame times", "[Fraction(-"): "below zero is nothing to show: all streams move on together",
@@ -64,7 +68,7 @@ SAID = {
     "is converted": ("audio", "subtitle"),
     "samples become": ("pixel", "depth"),
     "with less chroma": ("pixel", "depth"),
-    "out of order": ("frame",),
+    "is damaged": ("frame",),
     "no usable timestamp": ("frame",),
 }
 _HANDLERS = ("", "VideoHandler", "SoundHandler", "SubtitleHandler", "DataHandler")  # no titles

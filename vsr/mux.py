@@ -83,6 +83,10 @@ class Muxer:
         options = {"fflags": "+bitexact"}  # no random numbers, such as Matroska's identifiers
         if self._output.suffix.lower() in _QUICKTIME_SUFFIXES:
             options["movflags"] = "+faststart"
+            if self._output.suffix.lower() == ".mov" and any(
+                key.startswith("com.") for key in self._reader.container.metadata
+            ):  # beside QuickTime's usual place for tags, not in it as in MP4
+                options["movflags"] += "+use_metadata_tags"
             options["movie_timescale"] = str(_movie_timescale(self._reader))
         try:
             self._container = av.open(file_url(self._path), "w", container_options=options)

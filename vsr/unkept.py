@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from av.stream import Disposition
+
 # MPEG-TS takes anything, and what is not in this list nobody can read back
 _TRANSPORT_STREAM = frozenset(
     {"aac", "aac_latm", "ac3", "dts", "eac3", "mp1", "mp2", "mp3", "mp3float", "opus", "s302m"}
@@ -72,6 +74,7 @@ def refused_packets(stream: Any, count: int, why: str) -> str:
 
 
 def _hint(stream: Any, output: Path) -> str:
-    if stream.type == "data" or output.suffix.lower() == ".mkv":
+    second_picture = stream.type == "video" and not stream.disposition & Disposition.attached_pic
+    if stream.type == "data" or second_picture or output.suffix.lower() == ".mkv":
         return ""
     return "; an .mkv output may hold it as it is"
