@@ -170,26 +170,51 @@ class _Workspace:
     def __init__(self, rgb: Tensor, layout: PlaneLayout, groups: int) -> None:
         width = rgb.shape[3]
         self.groups, self.columns = groups, layout.plane_sizes(1, width)[1][1]
-        self.down, self.across = (_shrinking(layout, axis) for axis in (0, 1))
-        rows = (groups - 1) * layout.chroma_step[0] + len(self.down[0])
-        weights, lead = self.across
-        reach = (self.columns - 1) * layout.chroma_step[1] + len(weights)
+        self.down, self.across = (_Shrinking(layout, axis) for axis in (0, 1))
+        rows = self.down.span(groups)
         self.y = rgb.new_empty(rows, width)
-        self.difference = rgb.new_empty(rows, width)
-        self.low = rgb.new_empty(groups, max(reach, lead + width))
-        self.small = rgb.new_empty(groups, self.columns)
+        self.differences = rgb.new_empty(2, rows, width)  # B - Y, R - Y
+        self.row_sums = rgb.new_empty(2, rows, width)
+        low_width = max(self.across.span(self.columns), self.across.lead + width)
+        self.low = rgb.new_empty(2, groups, low_width)
+        self.column_sums = rgb.new_empty(2, groups, low_width)
+        self.small = rgb.new_empty(2, groups, self.columns)
 
 
-def _shrinking(layout: PlaneLayout, axis: int) -> tuple[list[float], int]:
-    """Return the filter of chroma: its weights, and how many of them lie before the group.
+class _Shrinking:
+    """The filter of chroma along one axis, as sums of neighbours: a box or, twice, a triangle.
 
     A triangle where chroma lies on a luma sample, a box where it lies in the middle of a group.
     """
-    step, position = layout.chroma_step[axis], layout.chroma_position[axis]
-    if position.is_integer():
-        triangle = [(step - abs(k)) / step**2 for k in range(1 - step, step)]
-        return triangle, step - 1 - int(position)
-    return [1 / step] * step, 0
+
+    def __init__(self, layout: PlaneLayout, axis: int) -> None:
+        self.step, position = layout.chroma_step[axis], layout.chroma_position[axis]
+        self.triangle = position.is_integer()
+        self.lead = self.step - 1 - int(position) if self.triangle else 0
+        """samples that it reads before the group"""
+        self.gain = self.step ** (2 if self.triangle else 1)
+        """sum of its weights"""
+
+    def span(self, groups: int) -> int:
+        """Return how many samples so many groups read."""
+        return groups * self.step + (self.step - 1 if self.triangle else 0)
+
+    def __call__(self, source: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+        """Sum up groups of rows: (2, R, C) to `out` (2, r, C), by way of `sums` (2, R, C)."""
+        span = out.shape[1] * self.step
+        if self.triangle and self.step > 1:
+            parts = [source[:, k : k + span] for k in range(self.step)]
+            source = _added(parts, sums[:, :span])
+        return _added([source[:, k : span : self.step] for k in range(self.step)], out)
+
+
+def _added(parts: Sequence[Tensor], out: Tensor) -> Tensor:
+    if len(parts) == 1:
+        return out.copy_(parts[0])
+    torch.add(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        out.add_(part)
+    return out
 
 
 def _convert_band(
@@ -209,49 +234,43 @@ def _convert_band(
         space: room to work in.
     """
     height, down = rgb.shape[1], layout.chroma_step[0]
-    weights, lead = space.down
     groups = min(space.groups, planes[1].shape[0] - first_group)
-    first = first_group * down - lead  # the rows that the filter reads may lie outside the frame
-    span = (groups - 1) * down + len(weights)
+    # the rows that the filter reads may lie outside the frame
+    first, span = first_group * down - space.down.lead, space.down.span(groups)
     top, bottom = max(first, 0), min(first + span, height)
     red, green, blue = rgb[:, top:bottom]
     kr, kb = LUMA_WEIGHTS[layout.matrix]
     y = torch.mul(red, kr, out=space.y[: bottom - top])
     y.add_(green, alpha=1 - kr - kb).add_(blue, alpha=kb)
-    gain, offset = layout.chroma_gain_offset
+    differences = space.differences[:, :span]
     inside = slice(top - first, bottom - first)
-    for plane, colour, weight in ((planes[1], blue, kb), (planes[2], red, kr)):
-        difference = space.difference[:span]
-        torch.sub(colour, y, out=difference[inside])
-        difference[: inside.start] = difference[inside.start]
-        difference[inside.stop :] = difference[inside.stop - 1]
-        small = _shrink_chroma(difference, layout, groups, space)
+    torch.sub(blue, y, out=differences[0, inside])
+    torch.sub(red, y, out=differences[1, inside])
+    differences[:, : inside.start] = differences[:, inside.start, None]
+    differences[:, inside.stop :] = differences[:, inside.stop - 1, None]
+    small = _shrink_chroma(differences, space)
+    gain, offset = layout.chroma_gain_offset
+    gain /= space.down.gain * space.across.gain
+    for plane, levels, weight in zip(planes[1:], small, (kb, kr), strict=True):
         part = plane[first_group : first_group + groups]
-        _quantise_into(part, small, layout, (gain / (2 * (1 - weight)), offset))
+        _quantise_into(part, levels, layout, (gain / (2 * (1 - weight)), offset))
     own = slice(first_group * down, min((first_group + groups) * down, height))
     luma = y[own.start - top : own.stop - top]
     _quantise_into(planes[0][own], luma, layout, layout.luma_gain_offset)
 
 
-def _shrink_chroma(plane: Tensor, layout: PlaneLayout, groups: int, space: _Workspace) -> Tensor:
-    """Bring a band, all rows that the filter reads, to chroma size, in `space.small`."""
-    (down, across), width = layout.chroma_step, plane.shape[1]
-    weights, lead = space.across
-    low = space.low[:groups]
-    middle = _weighted(plane, space.down[0], down, low[:, lead : lead + width])
-    low[:, :lead] = middle[:, :1]
-    low[:, lead + width :] = middle[:, -1:]
-    small = _weighted(low.mT, weights, across, space.small[:groups].mT)
-    return small.mT
-
-
-def _weighted(source: Tensor, weights: list[float], step: int, out: Tensor) -> Tensor:
-    """Sum each len(weights) rows of (R, C), every `step` rows, into (r, C)."""
-    span = (out.shape[0] - 1) * step + 1
-    torch.mul(source[:span:step], weights[0], out=out)
-    for k, weight in enumerate(weights[1:], 1):
-        out.add_(source[k : k + span : step], alpha=weight)
-    return out
+def _shrink_chroma(differences: Tensor, space: _Workspace) -> Tensor:
+    """Sum up a band of both, (2, R, W), to chroma size (2, h, w), in `space.small`."""
+    rows, width = differences.shape[1:]
+    groups, lead = rows // space.down.step, space.across.lead
+    low = space.low[:, :groups]
+    middle = low[..., lead : lead + width]
+    space.down(differences, space.row_sums, middle)
+    low[..., :lead] = middle[..., :1]
+    low[..., lead + width :] = middle[..., -1:]
+    small = space.small[:, :groups]
+    space.across(low.mT, space.column_sums[:, :groups].mT, small.mT)
+    return small
 
 
 def _quantise_into(
