@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +27,8 @@ from engines.weights import Model
 
 BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""
+
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVINOEngine(Engine):
@@ -54,7 +59,7 @@ class OpenVINOEngine(Engine):
     ) -> None:
         choose_precision(self.backend, precision, self.precisions)
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             raise BackendUnavailable(
                 f"backend 'openvino' needs OpenVINO: pip install openvino ({error})"
@@ -118,8 +123,7 @@ class OpenVINOEngine(Engine):
     def _run(self, frames: Tensor) -> Tensor:
         if tuple(frames.shape) != self._shape:
             self._compile(tuple(frames.shape))
-        import openvino
-
+        openvino = import_openvino()
         batch, channels, height, width = self._shape
         result = torch.empty(batch, channels, height * self.scale, width * self.scale)
         self._request.set_output_tensor(openvino.Tensor(result.numpy(), shared_memory=True))
@@ -133,6 +137,28 @@ class OpenVINOEngine(Engine):
         self._shape = ()
 
 
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry.
+
+    Its package reports each import to a server: unasked, and from a process that it forks off a
+    program with threads, which may then hang or crash.
+
+    Raises:
+        ImportError: it is not installed, or does not load.
+    """
+    if "openvino" not in sys.modules:
+        there = sys.modules.get(_TELEMETRY)
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            if there is None:
+                del sys.modules[_TELEMETRY]
+            else:
+                sys.modules[_TELEMETRY] = there
+    return sys.modules["openvino"]
+
+
 def runtime_form(net: Network) -> nn.Module:
     """Return the form of a network that OpenVINO runs: the same function, clamped to [0, 1]."""
     return rewrite(net, Rewrites(nearest=True))
@@ -144,6 +170,7 @@ def convert(module: nn.Module, name: str) -> Any:
     Raises:
         EngineBuildError: OpenVINO cannot convert it.
     """
+    import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -152,7 +179,7 @@ def convert(module: nn.Module, name: str) -> Any:
             # tracing is deprecated in PyTorch, and twice as fast here as torch.export
             warnings.simplefilter("ignore", DeprecationWarning)
             example = torch.zeros(1, 3, 16, 16)
-            # not openvino.convert_model, which sends telemetry from a process of its own
+            # not openvino.convert_model: it would send telemetry too (see `import_openvino`)
             decoder = TorchScriptPythonDecoder(module, example_input=(example,))
             frontend = FrontEndManager().load_by_framework("pytorch")
             return frontend.convert(frontend.load(decoder))

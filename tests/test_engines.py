@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -291,3 +292,15 @@ def test_the_built_in_model_beats_its_input(model):
     bicubic = torch.nn.functional.interpolate(edge, scale_factor=4, mode="bicubic").clamp(0, 1)
     row, smooth = engine(edge)[0, 0, 32], bicubic[0, 0, 32]
     assert row.diff().max() > 1.2 * smooth.diff().max()
+
+
+def test_openvino_reports_nothing_to_anybody():
+    code = (
+        "import sys, torch; from engines.ov import import_openvino; openvino = import_openvino()\n"
+        "import openvino.tools.ovc\n"
+        "print('openvino_telemetry' in sys.modules, openvino.Core() is not None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]

@@ -27,7 +27,7 @@ from engines.int8 import (
     write_forms,
 )
 from engines.networks import build_network
-from engines.ov import convert, runtime_form
+from engines.ov import convert, import_openvino, runtime_form
 from engines.weights import BUILT_IN, save_weights
 from train.quantize import (
     calibrate,
@@ -153,8 +153,7 @@ def test_convolutions_run_in_int8_and_hand_on_int8(model):
     _, form = form_of(model)
     network = convert(with_int8_weights(runtime_form(model.net), form), "tiny")
     insert_fake_quantize(network, form)
-    import openvino
-
+    openvino = import_openvino()
     if not int8.cpu_flags() & int8.INT8_FLAGS:
         pytest.skip("the CPU has neither VNNI nor AMX")
     network.reshape([1, 3, 32, 32])
