@@ -20,7 +20,7 @@ FORBIDDEN = {
 }
 LET_OFF = {"train/degrade.py": {"av"}}  # real codecs' artefacts
 AV_MODULES = {
-    *("vsr/deinterlace.py", "vsr/encode.py", "vsr/hardware.py", "vsr/live.py", "vsr/mux.py"),
+    *("vsr/connection.py", "vsr/deinterlace.py", "vsr/encode.py", "vsr/hardware.py", "vsr/mux.py"),
     *("vsr/others.py", "vsr/picture.py", "vsr/pixels.py", "vsr/recording.py", "vsr/segments.py"),
     *("vsr/siting.py", "vsr/sound.py", "vsr/subtitles.py", "vsr/unkept.py", "vsr/video.py"),
     "vsr/y4m.py",

@@ -33,7 +33,9 @@ from streaming import (
 import vsr
 from engines.errors import MediaError
 from vsr.cli import main
-from vsr.live import LatestFrames, LiveClock, Pace, Stopped, connections
+from vsr.connection import Stopped, connections
+from vsr.latest import LatestFrames
+from vsr.liveclock import LiveClock, Pace
 from vsr.recording import Recording
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +45,8 @@ record = partial(vsr.upscale, live=True, backend="pytorch", preset="ultrafast")
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
     """Let a read that gives nothing take no longer than a test may."""
-    monkeypatch.setattr("vsr.live.READ_SECONDS", 0.5)
-    monkeypatch.setattr("vsr.live.OPEN_SECONDS", 5.0)
+    monkeypatch.setattr("vsr.connection.READ_SECONDS", 0.5)
+    monkeypatch.setattr("vsr.connection.OPEN_SECONDS", 5.0)
 
 
 # --- the newest frames ----------------------------------------------------------------------------
@@ -479,7 +481,7 @@ def test_reading_has_a_time_limit(stream, tiny_weights, tmp_path):
 
 
 def test_opening_has_a_time_limit(tiny_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("vsr.live.OPEN_SECONDS", 0.3)
+    monkeypatch.setattr("vsr.connection.OPEN_SECONDS", 0.3)
     with TcpServer(b"", hold_seconds=WAIT_SECONDS) as server:
         began = time.monotonic()
         with pytest.raises(MediaError, match=f"cannot open {server.url}"):
@@ -491,7 +493,9 @@ def test_opening_has_a_time_limit(tiny_weights, tmp_path, monkeypatch):
 def test_the_first_picture_has_a_time_limit(stream, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr("vsr.live.OPEN_SECONDS", 0.1)
     monkeypatch.setattr("vsr.live.PICTURE_SECONDS", 0.2)
-    monkeypatch.setattr("vsr.live._open", lambda *_: time.sleep(1))  # a name that is looked up long
+    monkeypatch.setattr(
+        "vsr.connection._open", lambda *_: time.sleep(1)
+    )  # a name that is looked up long
     with pytest.raises(MediaError, match=r"gave no picture within 0.3 s"):
         record("tcp://127.0.0.1:1", tmp_path / "out.mkv", model=tiny_weights)
 

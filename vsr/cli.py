@@ -162,7 +162,7 @@ def _upscale_all(arguments: argparse.Namespace, configs: list[UpscaleConfig]) ->
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from vsr.live import Stopped
+    from vsr.connection import Stopped
 
     if len(arguments.inputs) > 1:
         raise UsageError("a stream is recorded alone: give one address and no other input")

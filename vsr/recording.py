@@ -22,9 +22,10 @@ from torch import Tensor
 from engines import Engine
 from engines.errors import MediaError
 from vsr.config import Progress, UpscaleConfig
+from vsr.connection import Stopped
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.journal import sync_folder
-from vsr.live import LiveStream, Stopped
+from vsr.live import LiveStream
 from vsr.mux import EXACT_SUFFIXES, reasons
 from vsr.output import kept_aspect_ratio
 from vsr.picture import new_partial

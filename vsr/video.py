@@ -349,7 +349,7 @@ class Reader:
 
     def _open(self, hardware: HWAccel | None = None) -> av.container.InputContainer:
         path = self._path
-        assert isinstance(path, Path), "addresses are opened with their time limits, in vsr.live"
+        assert isinstance(path, Path), "addresses are opened with time limits, in vsr.connection"
         if path.suffix.lower() in _TILED_SUFFIXES:
             raise MediaError(f"{path}: HEIF pictures cannot be read yet: convert it to PNG or JPEG")
         if path.is_dir():
