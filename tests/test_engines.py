@@ -232,6 +232,19 @@ def test_float32_on_a_gpu_is_float32_and_repeatable(on_gpu):
     assert set(seen) == {(True, False, True)}
 
 
+def test_compiled_the_network_is_what_torch_compile_makes_of_it(model, monkeypatch):
+    made = []
+
+    def compile_(net, *, dynamic):
+        made.append(dynamic)
+        return lambda frames: net(frames) * 0 + 0.25
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    engine = PyTorchEngine(model, compiled=True)
+    assert (engine(torch.rand(1, 3, 6, 6)) == 0.25).all()
+    assert made == [False]
+
+
 def test_half_precision_without_a_gpu_is_one_clear_line(model):
     with pytest.raises(
         BackendUnavailable,

@@ -19,7 +19,7 @@ from engines.base import Engine
 from engines.safety import SafeEngine
 from vsr.convert import PlaneLayout, from_rgb, to_rgb
 from vsr.stages import chained, device_of
-from vsr.transfer import Host, Slots
+from vsr.transfer import Cuda, Host, Slots
 from vsr.video import Timed
 
 LAYOUT = PlaneLayout("yuv", chroma_step=(2, 2))
@@ -339,6 +339,35 @@ def test_a_job_on_the_cpu_touches_nothing_of_cuda(plain_clip, tiny_weights, tmp_
     command = [sys.executable, "-c", code, plain_clip, tmp_path / "out.mp4", tiny_weights]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_cuda_asks_for_pinned_memory_sleeping_waits_and_copies_that_do_not_wait(monkeypatch):
+    asked, gpu = [], torch.device("cuda", 1)
+
+    def note(name, result=None):
+        return lambda *args, **options: asked.append((name, *args, options)) or result
+
+    class Target:
+        copy_ = staticmethod(note("copy"))
+
+    for name in ("Stream", "Event", "stream"):
+        monkeypatch.setattr(torch.cuda, name, note(name))
+    monkeypatch.setattr(torch, "empty", note("empty"))
+    device, like = Cuda(gpu, slots=2), torch.zeros(3, 2, dtype=torch.uint16)
+    device.event()
+    device.using("a stream")
+    device.host_memory(like)
+    device.memory(like)
+    device.copy(Target(), like)
+    wanted = {"dtype": torch.uint16}
+    assert asked == [
+        ("Stream", gpu, {}),
+        ("Event", {"blocking": True}),
+        ("stream", "a stream", {}),
+        ("empty", like.shape, wanted | {"pin_memory": True}),
+        ("empty", like.shape, wanted | {"device": gpu}),
+        ("copy", like, {"non_blocking": True}),
+    ]
 
 
 def test_one_slot_alone_is_refused():
