@@ -367,7 +367,8 @@ def quantise(options: argparse.Namespace) -> Int8Form:
         closing(create_engine(model, backend="openvino", precision="int8")) as int8,
     ):
         gate = measure(fp32, int8, sets, scale=model.scale)
-    gate |= {"steps": options.steps, "batch": options.batch, "crop": options.crop}
+    trained_by = ("steps", "batch", "crop", "learning_rate", "every", "seed")
+    gate |= {name: getattr(options, name) for name in trained_by}
     form = replace(form, gate=gate)
     write_forms(path, [*others, form])
     verdict = "passed" if form.passed else f"NOT passed (at most {LARGEST_LOSS_DB} dB)"
