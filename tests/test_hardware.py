@@ -77,14 +77,14 @@ def nvdec_stand_in(monkeypatch):
         wrap = bool(opened) and reader.container is opened[-1]
         return (GpuFrame(frame) if wrap else frame for frame in decode(reader))
 
-    def open_clip(path, hardware=None):
-        container = av.open(str(path))
+    def open_clip(reader, hardware=None):
+        container = av.open(str(reader._path))
         if hardware is not None:
             opened.append(container)
         return container
 
     monkeypatch.setattr("vsr.video.nvdec", lambda device: device)
-    monkeypatch.setattr("vsr.video._open", open_clip)
+    monkeypatch.setattr(Reader, "_open", open_clip)
     monkeypatch.setattr(Reader, "_decode", frames)
     return opened
 

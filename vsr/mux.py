@@ -119,15 +119,16 @@ class Muxer:
         if self._open(encoding, only=frozenset()) is not None:
             return False
         self.abort()
-        gave_way = False
-        for index in self._others.open_to_refusal:
-            error = self._open(encoding, only={index})
+        taken: set[int] = set()
+        offered = self._others.open_to_refusal
+        for index in offered:
+            error = self._open(encoding, only={*taken, index})
             if error is None:
                 self.abort()
+                taken.add(index)
             else:
                 self._others.refuse(index, reason(error))
-                gave_way = True
-        return gave_way
+        return len(taken) < len(offered)
 
     def mux(self, packets: Iterable[tuple[Packet, int]]) -> None:
         """Write the picture's packets, the other streams' beside them, and close the file.

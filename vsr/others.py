@@ -191,7 +191,8 @@ def _copied(container: Any, stream: Any) -> Any:
     if unkept.cannot_be_read_back(name, codec):
         raise ValueError(f"in {name} it could not be read back")
     copy = container.add_stream_from_template(stream)
-    if stream.type == "audio" and context is not None:  # PCM in MP4 must name its channels
+    if stream.type == "audio" and context is not None and context.layout.nb_channels:
+        # PCM in MP4 must name its channels
         copy.codec_context.layout = known_layout(stream)
     return copy
 

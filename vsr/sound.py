@@ -58,7 +58,9 @@ def sound_codec(container: str, codec: str) -> str | None:
 def known_layout(stream: Any) -> str:
     """Name the channels of a sound stream; where it only counts them, as usual for so many."""
     layout = stream.codec_context.layout
-    return str(av.AudioLayout(f"{layout.nb_channels}c").name) if " " in layout.name else layout.name
+    if " " not in layout.name or not layout.nb_channels:
+        return str(layout.name)
+    return str(av.AudioLayout(f"{layout.nb_channels}c").name)
 
 
 class SoundConverter:
