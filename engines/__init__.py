@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Literal, get_args
 
-from engines.base import Engine, Precision, choose_precision
+from engines.base import Building, Engine, Precision, choose_precision
 from engines.errors import (
     BackendUnavailable,
     EngineBuildError,
@@ -22,6 +23,7 @@ __all__ = [
     "BUILT_IN",
     "Backend",
     "BackendUnavailable",
+    "Building",
     "Engine",
     "EngineBuildError",
     "MediaError",
@@ -56,6 +58,7 @@ def create_engine(
     backend: Backend = "auto",
     precision: Precision = "auto",
     threads: int | None = None,
+    building: Callable[[Building], None] | None = None,
 ) -> Engine:
     """Put a model on a back end.
 
@@ -66,6 +69,8 @@ def create_engine(
             the precision.
         precision: what to compute in, which is used or raises; or "auto", the back end's choice.
         threads: CPU threads for the inference; None leaves it to the back end.
+        building: called, from any thread, while a back end compiles for minutes; what it raises
+            stops that.
 
     Raises:
         BackendUnavailable: the named back end is not there, or has not that precision.
@@ -76,11 +81,11 @@ def create_engine(
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
     check_precision(precision)
     if backend != "auto":
-        return _create(backend, model, precision, threads)
+        return _create(backend, model, precision, threads, building)
     passed_over = []
     for name in _fastest_first():
         try:
-            engine = _create(name, model, precision, threads)
+            engine = _create(name, model, precision, threads, building)
         except BackendUnavailable as error:
             log.warning("backend auto passes over %s: %s", name, error)
             passed_over.append(str(error))
@@ -100,10 +105,17 @@ def check_precision(name: str) -> None:
         raise ValueError(f"unknown precision {name!r}; known: {', '.join(get_args(Precision))}")
 
 
-def _create(name: str, model: Model, precision: Precision, threads: int | None) -> Engine:
+def _create(
+    name: str,
+    model: Model,
+    precision: Precision,
+    threads: int | None,
+    building: Callable[[Building], None] | None,
+) -> Engine:
     module, kind = BACKENDS[name]
     made = getattr(importlib.import_module(module), kind)
-    engine: Engine = made(model, precision=precision, threads=threads)
+    more = {"building": building} if name == "tensorrt" else {}  # the only one that takes minutes
+    engine: Engine = made(model, precision=precision, threads=threads, **more)
     return engine
 
 

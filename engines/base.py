@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +14,16 @@ from engines.errors import BackendUnavailable, UnsupportedShape
 from engines.weights import Model
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """How far the build of a compiled engine is."""
+
+    shape: tuple[int, int, int]
+    """(N, H, W) of the frames that it is for"""
+    share: float
+    """0 to 1"""
 
 
 class Engine(ABC):
@@ -73,6 +84,31 @@ class Engine(ABC):
         None where nobody looks.
         """
         return None
+
+    def prepare(self, shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Do now what the first call with frames of (N, H, W) would have to do first.
+
+        May take minutes; `cancel`, from another thread, ends it.
+
+        Raises:
+            As a call.
+        """
+
+    def takes_long(self, shape: tuple[int, int, int]) -> bool:
+        """Tell whether `prepare` has more to do than to load what is on the disk."""
+        del shape
+        return False
+
+    def frame_begins(self, number: int) -> None:  # noqa: B027
+        """Take note that what is computed from now on belongs to a frame of the job.
+
+        Args:
+            number: of the frame, from 0, in this run; repeated frames, which are not computed,
+                are counted.
+        """
+
+    def cancel(self) -> None:  # noqa: B027
+        """Give up what takes long, from any thread; the engine must only be closed afterwards."""
 
     def close(self) -> None:  # noqa: B027 - most back ends have nothing to give back
         """Give back what the back end holds; the engine must not be called afterwards."""

@@ -1,7 +1,7 @@
 """Compiled engines on the disk: each built once for what shaped it, and trusted only if whole.
 
     <folder>/<digest of the key>.engine   what the compiler made
-    <folder>/<digest of the key>.json     the key, SHA-256, size and build time
+    <folder>/<digest of the key>.json     the key, SHA-256, size, and when and how long it was built
     <folder>/lock                         held while an engine is looked for or built
 
 A serialised engine is code. So the folder must belong to the user and be writable by nobody else,
@@ -24,17 +24,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.errors import BackendUnavailable
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from engines.folder_lock import wait_for_lock
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FORMAT = "vsr-engine/1"
+_FORMAT = "vsr-engine/2"
 _ENDINGS = ("engine", "json", "timing", "part")
 FOLDER_VARIABLE = "VSR_ENGINE_CACHE"
 
@@ -44,13 +40,23 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Everything that shapes an engine: another value of any field is another engine."""
+    """Everything that shapes an engine: another value of any field is another engine.
 
-    network: str
-    """name of the model, for people; what it is stands in `onnx_sha256`"""
-    onnx_sha256: str
-    """of the graph with its weights, precision and rewrites"""
+    All of it is known without the graph, so an engine that is there is found without an export.
+    """
+
+    model: str
+    """its name, for people; what it is stands in `weights_sha256`"""
+    weights_sha256: str
+    """of the network's configuration and tensors"""
+    source_sha256: str
+    """of the code that makes the graph"""
+    rewrites: str
+    """see `engines.algebra`, as text"""
+    exporter: str
+    """what makes the graph, with versions"""
     precision: str
+    """"fp16" or "fp32" """
     minimum: Shape
     optimum: Shape
     maximum: Shape
@@ -82,6 +88,8 @@ class Entry:
     sha256: str
     size_bytes: int
     build_seconds: float
+    built_at: float
+    """seconds since 1970, UTC"""
 
 
 class EngineCache:
@@ -95,7 +103,13 @@ class EngineCache:
         self.folder = folder or default_folder()
 
     def load_or_build(
-        self, key: EngineKey, build: Callable[[], bytes], load: Callable[[bytes], T]
+        self,
+        key: EngineKey,
+        build: Callable[[], bytes],
+        load: Callable[[bytes], T],
+        *,
+        check: Callable[[T], None] | None = None,
+        waiting: Callable[[], None] | None = None,
     ) -> T:
         """Return a loaded engine, from the disk or built now and kept there.
 
@@ -105,27 +119,53 @@ class EngineCache:
             key: what the engine is.
             build: compiles it; called at most once, by one process at a time.
             load: makes it ready to run; raises BackendUnavailable if it cannot.
+            check: tries a fresh engine out; what it raises keeps the engine from being kept.
+            waiting: called again and again while another run builds; what it raises ends that.
 
         Raises:
             BackendUnavailable: the cache cannot be used, or `load` refuses a fresh engine.
-            Exception: whatever `build` raises; nothing is kept then.
+            Exception: whatever `build` or `check` raises; nothing is kept then.
         """
-        with self._locked():
-            data = self._read(key)
-            if data is not None:
-                try:
-                    return load(data)
-                except BackendUnavailable as error:
-                    log.warning("%s: it is deleted and built again", error)
-                    self._delete(key)
+        with self._locked(waiting):
+            loaded = self._load(key, load)
+            if loaded is not None:
+                return loaded
             began = time.monotonic()
             data = build()
-            self._write(key, data, time.monotonic() - began)
-            try:
-                return load(data)
-            except BackendUnavailable:
-                self._delete(key)
-                raise
+            seconds = time.monotonic() - began
+            fresh = load(data)
+            if check is not None:
+                check(fresh)
+            self._write(key, data, seconds)
+            return fresh
+
+    def load(
+        self,
+        key: EngineKey,
+        load: Callable[[bytes], T],
+        *,
+        waiting: Callable[[], None] | None = None,
+    ) -> T | None:
+        """Return a loaded engine from the disk; None: not there, or of no use, and deleted.
+
+        A folder that cannot be written will do, as long as what is in it is whole.
+
+        Raises:
+            BackendUnavailable: the cache cannot be used.
+        """
+        with self._locked(waiting, reading=True):
+            return self._load(key, load)
+
+    def _load(self, key: EngineKey, load: Callable[[bytes], T]) -> T | None:
+        data = self._read(key)
+        if data is None:
+            return None
+        try:
+            return load(data)
+        except BackendUnavailable as error:
+            log.warning("%s: it is deleted and built again", error)
+            self._delete(key)
+            return None
 
     def entries(self) -> list[Entry]:
         """List what is there; files without a readable sidecar are left out."""
@@ -151,23 +191,25 @@ class EngineCache:
     def timing(self, flavour: str, version: str) -> bytes:
         """Return what the compiler has measured on this machine, empty at first."""
         try:
-            return self._timing_path(flavour, version).read_bytes()
+            return self.timing_path(flavour, version).read_bytes()
         except OSError:
             return b""
 
     def keep_timing(self, flavour: str, version: str, data: bytes) -> None:
         """Keep what the compiler has measured, for the next build."""
-        self._replace(self._timing_path(flavour, version), data)
+        self._replace(self.timing_path(flavour, version), data)
 
-    def _timing_path(self, flavour: str, version: str) -> Path:
+    def timing_path(self, flavour: str, version: str) -> Path:
+        """Name the file of what a compiler has measured."""
         return self.folder / f"{flavour}-{version}.timing"
 
-    def _path(self, key: EngineKey) -> Path:
+    def path(self, key: EngineKey) -> Path:
+        """Name the file of an engine."""
         return self.folder / f"{key.digest}.engine"
 
     def _read(self, key: EngineKey) -> bytes | None:
         """Return an engine that is whole, or delete what is there of it."""
-        path = self._path(key)
+        path = self.path(key)
         entry = _read_entry(path.with_suffix(".json"))
         try:
             data = path.read_bytes()
@@ -183,8 +225,8 @@ class EngineCache:
 
     def _write(self, key: EngineKey, data: bytes, build_seconds: float) -> None:
         digest = hashlib.sha256(data).hexdigest()
-        entry = Entry(key, digest, len(data), round(build_seconds, 3))
-        path = self._path(key)
+        entry = Entry(key, digest, len(data), round(build_seconds, 3), round(time.time(), 3))
+        path = self.path(key)
         self._replace(path, data)  # a crash here leaves an engine that nothing vouches for
         text = json.dumps({"format": _FORMAT, **asdict(entry)}, indent=1)
         self._replace(path.with_suffix(".json"), text.encode())
@@ -207,20 +249,26 @@ class EngineCache:
     def _delete(self, key: EngineKey) -> None:
         try:
             for suffix in (".json", ".engine"):
-                self._path(key).with_suffix(suffix).unlink(missing_ok=True)
+                self.path(key).with_suffix(suffix).unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(
+        self, waiting: Callable[[], None] | None = None, *, reading: bool = False
+    ) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self.folder / "lock").open("ab")
         except OSError as error:
-            raise self._unwritable(error) from error
+            if not (reading and self.folder.is_dir()):
+                raise self._unwritable(error) from error
+            self._check_owner()
+            yield  # nobody can build in it either
+            return
         with file:
             self._check_owner()
-            _wait_for_lock(file.fileno(), self.folder)
+            wait_for_lock(file.fileno(), self.folder, waiting or (lambda: None))
             yield  # closing the file gives the lock back
 
     def _check_owner(self) -> None:
@@ -268,17 +316,3 @@ def _read_entry(path: Path) -> Entry | None:
         return Entry(key=EngineKey(**fields), **stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _wait_for_lock(handle: int, folder: Path) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("waiting for another run that is building an engine in %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:  # some network file systems cannot: a build too many is no harm
-        log.warning("cannot lock %s: %s", folder, error.strerror)

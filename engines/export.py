@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -65,6 +66,17 @@ def export_onnx(
         reason = " ".join(str(error.__cause__ or error).split())
         raise EngineBuildError(f"PyTorch cannot export the network to ONNX: {reason}") from error
     return _without_notes(program.model_proto)
+
+
+def exporter_versions() -> str:
+    """Name the versions that shape a graph, without importing what they are of."""
+    found = [f"opset {OPSET}, torch {torch.__version__}"]
+    for name in ("onnx", "onnxscript"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 @contextmanager

@@ -129,11 +129,24 @@ class SafeEngine(Engine):
             result = self.again(rgb.to(self.device))
         return result.cpu()
 
+    def frame_begins(self, number: int) -> None:
+        """Pass it on."""
+        self._engine.frame_begins(number)
+
+    def cancel(self) -> None:
+        """Give up what takes long."""
+        self._engine.cancel()
+
     def close(self) -> None:
         """Give back what the engine holds."""
         self._engine.close()
-        if self._exact is not None:
-            self._exact.close()
+        self.close_exact()
+
+    def close_exact(self) -> None:
+        """Give back what computes in float32 only, and keep the engine for another."""
+        exact, self._exact = self._exact, None
+        if exact is not None:
+            exact.close()
 
     def _run(self, frames: Tensor) -> Tensor:
         return self._with_memory(lambda: (self._tiled or self._engine)(frames), frames)
@@ -186,6 +199,12 @@ class _Judge(Engine):
         found = spoilt(frames, result)
         self.spoilt = found if self.spoilt is None else self.spoilt | found
         return result
+
+    def frame_begins(self, number: int) -> None:
+        self._engine.frame_begins(number)
+
+    def cancel(self) -> None:
+        self._engine.cancel()
 
     def close(self) -> None:
         self._engine.close()

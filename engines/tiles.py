@@ -109,6 +109,14 @@ class TiledEngine(Engine):
                 self._put(tile, frames, result)
         return result
 
+    def frame_begins(self, number: int) -> None:
+        """Pass it on."""
+        self._engine.frame_begins(number)
+
+    def cancel(self) -> None:
+        """Give up what takes long."""
+        self._engine.cancel()
+
     def close(self) -> None:
         """Give back what the engine holds."""
         self._engine.close()

@@ -13,12 +13,12 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, Literal, get_args
 
 from engines.cache import Shape
 from engines.errors import BackendUnavailable, EngineBuildError
 from engines.export import INPUT
+from engines.trt_monitor import in_background, make_monitor
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class BuildOptions:
             raise ValueError(f"workspace_bytes must be at least 1, got {self.workspace_bytes}")
         if self.tiling not in get_args(Tiling):
             raise ValueError(f"tiling must be one of {get_args(Tiling)}, got {self.tiling!r}")
+
+    def __str__(self) -> str:
+        scratch = "all" if self.workspace_bytes is None else f"{self.workspace_bytes} bytes"
+        return f"level {self.level}, workspace {scratch}, tiling {self.tiling}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def build_engine(
         options: None: the library's defaults.
         timing: what an earlier build measured here; `tensorrt_rtx` measures nothing.
         progress: called with the share that is done, rising from 0 to 1, from any thread. What it
-            raises stops the build and is raised from here.
+            raises stops the build and is raised from here; so does Ctrl-C.
 
     Returns:
         The serialised engine, and the timings for the next build.
@@ -153,9 +157,11 @@ def build_engine(
             log.info("the timings of an earlier build are of another GPU or driver: not used")
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, ignore_mismatch=False)
-    monitor = _monitor(library.module, progress or (lambda share: None))
+    monitor = make_monitor(library.module, progress or (lambda share: None))
     config.progress_monitor = monitor
-    serialised = builder.build_serialized_network(network, config)
+    serialised = in_background(
+        lambda: builder.build_serialized_network(network, config), cancel=monitor.cancel
+    )
     if monitor.raised is not None:
         raise monitor.raised
     if serialised is None:
@@ -223,58 +229,3 @@ def _logger(module: Any) -> Any:
             log.log(levels.get(severity, logging.DEBUG), "%s", text)
 
     return Logger()
-
-
-class _Phase:
-    """One phase of a build; each step of it may hold further phases."""
-
-    def __init__(self, parent: _Phase | None, steps: int) -> None:
-        self.steps, self.done, self.inner = max(steps, 1), 0, 0.0
-        self.parent = parent
-
-    def report(self) -> float:
-        """Pass the share that is done up to the outermost phase, and return that phase's."""
-        share = min((self.done + self.inner) / self.steps, 1.0)
-        if self.parent is None:
-            return share
-        self.parent.inner = max(share, self.parent.inner)
-        return self.parent.report()
-
-
-def _monitor(module: Any, progress: Callable[[float], None]) -> Any:
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.raised: BaseException | None = None
-            self._phases: dict[str, _Phase] = {}
-            self._share = 0.0
-            self._lock = Lock()  # TensorRT reports from its own threads too
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            with self._lock:
-                above = self._phases.get(parent) if parent is not None else None
-                self._phases[name] = _Phase(above, steps)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            with self._lock:
-                phase = self._phases[name]
-                phase.done, phase.inner = step + 1, 0.0
-                self._tell(phase.report())
-                return self.raised is None
-
-        def phase_finish(self, name: str) -> None:
-            with self._lock:
-                phase = self._phases.pop(name)
-                if phase.parent is None:
-                    self._tell(1.0)
-
-        def _tell(self, share: float) -> None:
-            if self.raised is not None or share <= self._share:
-                return
-            self._share = share
-            try:
-                progress(share)
-            except BaseException as error:  # must not cross C++; the build stops and it is raised
-                self.raised = error
-
-    return Monitor()

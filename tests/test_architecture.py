@@ -28,6 +28,7 @@ AV_MODULES = {
 BACKEND_LIBRARIES = {
     "openvino": {"engines/ov.py", "engines/int8.py"},
     "onnx": {"engines/export.py"},
+    "torch_tensorrt": {"engines/trt_torch.py"},
 }
 
 

@@ -18,8 +18,11 @@ from engines.cache import EngineCache, EngineKey, default_folder
 from engines.errors import BackendUnavailable, EngineBuildError
 
 KEY = EngineKey(
-    network="tiny",
-    onnx_sha256="ab" * 32,
+    model="tiny",
+    weights_sha256="ab" * 32,
+    source_sha256="cd" * 32,
+    rewrites="none",
+    exporter="onnx: opset 20",
     precision="fp16",
     minimum=(1, 8, 8),
     optimum=(1, 8, 8),
@@ -80,6 +83,28 @@ def test_entries_tell_what_is_there(cache):
     assert entry.key == KEY
     assert entry.size_bytes == 5
     assert entry.build_seconds >= 0
+    assert abs(entry.built_at - time.time()) < 60
+    assert cache.path(entry.key) == engine_file(cache)
+
+
+def test_what_is_there_is_loaded_and_what_is_not_is_none(cache):
+    assert cache.load(KEY, bytes) is None
+    cache.load_or_build(KEY, Builder(), bytes)
+    assert cache.load(KEY, bytes) == b"engine"
+    engine_file(cache).write_bytes(b"engInE")
+    assert cache.load(KEY, bytes) is None
+    assert cache.entries() == []
+
+
+def test_an_engine_that_fails_its_check_is_not_kept_and_one_in_the_cache_is_not_checked(cache):
+    def fail(engine: bytes) -> None:
+        raise EngineBuildError("34 dB")
+
+    with pytest.raises(EngineBuildError, match="34 dB"):
+        cache.load_or_build(KEY, Builder(), bytes, check=fail)
+    assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+    cache.load_or_build(KEY, Builder(), bytes)
+    assert cache.load_or_build(KEY, Builder(), bytes, check=fail) == b"engine"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "no sidecar", "bad sidecar", "other key"])
@@ -199,6 +224,16 @@ def test_the_lock_holds_between_processes(cache, caplog):
     assert "waiting for another run that is building an engine" in caplog.text
 
 
+@posix
+def test_who_waits_for_another_run_can_give_up(cache):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with cache._locked(), pytest.raises(KeyboardInterrupt):
+        EngineCache(cache.folder).load_or_build(KEY, Builder(), bytes, waiting=interrupted)
+    assert cache.load(KEY, bytes, waiting=interrupted) is None
+
+
 def test_clear_deletes_engines_and_nothing_foreign(cache):
     assert cache.clear() == 0
     cache.load_or_build(KEY, Builder(), bytes)
@@ -214,6 +249,21 @@ def test_timings_are_kept_by_flavour_and_version(cache):
     cache.keep_timing("tensorrt", "11.0", b"times")
     assert cache.timing("tensorrt", "11.0") == b"times"
     assert cache.timing("tensorrt", "11.1") == b""
+
+
+def test_a_crash_while_timings_are_written_leaves_the_old_ones(cache, monkeypatch):
+    cache.load_or_build(KEY, Builder(), bytes)
+    cache.keep_timing("tensorrt", "11.0", b"old")
+
+    def crash(source: str, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            cache.keep_timing("tensorrt", "11.0", b"new")
+    assert cache.timing("tensorrt", "11.0") == b"old"
+    assert not list(cache.folder.glob("*.part"))
 
 
 # --- whose folder it is ---------------------------------------------------------------------------
@@ -250,6 +300,23 @@ def test_a_cache_that_cannot_be_written_is_an_error_before_the_build(tmp_path):
     build = Builder()
     with pytest.raises(BackendUnavailable, match=r"cannot be written .* set VSR_ENGINE_CACHE"):
         EngineCache(tmp_path / "file" / "engines").load_or_build(KEY, build, bytes)
+    assert build.count == 0
+
+
+def test_a_cache_that_cannot_be_written_still_gives_what_is_in_it(cache, monkeypatch):
+    cache.load_or_build(KEY, Builder(), bytes)
+    real = Path.open
+
+    def read_only(path: Path, mode: str = "r", *rest):
+        if "a" in mode:
+            raise OSError(30, "Read-only file system")
+        return real(path, mode, *rest)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert cache.load(KEY, bytes) == b"engine"
+    build = Builder()
+    with pytest.raises(BackendUnavailable, match=r"cannot be written \(Read-only file system\)"):
+        cache.load_or_build(replace(KEY, version="2"), build, bytes)
     assert build.count == 0
 
 

@@ -263,7 +263,7 @@ def test_auto_takes_the_first_precision_that_is_offered():
 
 def test_a_precision_that_a_back_end_does_not_have_is_one_clear_line(model):
     with pytest.raises(
-        BackendUnavailable, match=r"^backend 'tensorrt' computes in fp16, not in int8$"
+        BackendUnavailable, match=r"^backend 'tensorrt' computes in fp16 and fp32, not in int8$"
     ):
         create_engine(model, backend="tensorrt", precision="int8")
     with pytest.raises(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +105,77 @@ def test_the_options_reach_the_builder(library, builder):
 
 
 @pytest.mark.tensorrt
-def test_the_sizes_reach_the_builder(library, builder, monkeypatch):
+def test_what_progress_raises_stops_the_build(library, graphs):
+    def stop(share: float) -> None:
+        if share > 0.2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(library, graphs["fixed"], FIXED, progress=stop)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to one thread are POSIX")
+def test_ctrl_c_stops_the_build_at_its_next_step(library, graphs):
+    shares: list[float] = []
+
+    def press(share: float) -> None:
+        if not shares:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert heard.wait(20)
+        shares.append(share)
+
+    heard = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def hear(number, frame) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(library, graphs["fixed"], FIXED, progress=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    builds = [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
+    assert not [thread for thread in builds if thread.is_alive()]
+    assert not shares or shares[-1] < 0.5
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize(("count", "precision"), [(4, torch.float16), (1, torch.float32)])
+def test_an_engine_for_a_batch_takes_and_gives_just_that(library, builder, count, precision):
+    torch.manual_seed(5)
+    net = rewrite(fold(build_network("srgan-lite", {"channels": 8, "blocks": 1})))
+    shape, taken = (count, 24, 40), (count, 3, 24, 40)
+    onnx = export_onnx(net, dtype=precision, shape=shape)
+    network, sizes = network_and_profile(library, builder, onnx, Profile.fixed(shape))
+    assert sizes == [taken] * 3
+    assert (network.num_inputs, network.num_outputs) == (1, 1)
+    incoming, outgoing = network.get_input(0), network.get_output(0)
+    assert (incoming.name, tuple(incoming.shape)) == (INPUT, taken)
+    assert (outgoing.name, tuple(outgoing.shape)) == (OUTPUT, (count, 3, 96, 160))
+    kind = library.module.float16 if precision == torch.float16 else library.module.float32
+    assert incoming.dtype == outgoing.dtype == kind
+    engine, _ = build_engine(library, onnx, Profile.fixed(shape))
+    assert len(engine) > 5_000
+
+
+@pytest.mark.tensorrt
+def test_a_graph_with_a_free_batch_is_built_for_the_batches_of_its_profile(
+    library, graphs, builder
+):
+    profile = Profile((1, 24, 40), (4, 24, 40), (8, 24, 40))
+    assert network_and_profile(library, builder, graphs["free"], profile)[1] == [
+        (1, 3, 24, 40), (4, 3, 24, 40), (8, 3, 24, 40),
+    ]  # fmt: skip
+    engine, _ = build_engine(library, graphs["free"], profile)
+    assert len(engine) > 5_000
+
+
+def network_and_profile(library, builder, onnx: bytes, profile: Profile):
+    """Parse and configure as `build_engine` does; the network, and the sizes that it was given."""
     made = []
 
     class Recording:
@@ -114,19 +186,9 @@ def test_the_sizes_reach_the_builder(library, builder, monkeypatch):
             made.append(builder.create_optimization_profile())
             return made[-1]
 
-    configure(library, Recording(), FREE, BuildOptions())
-    shapes = [tuple(shape) for shape in made[0].get_shape(INPUT)]
-    assert shapes == [(1, 3, 16, 16), (1, 3, 64, 80), (4, 3, 128, 160)]
-
-
-@pytest.mark.tensorrt
-def test_what_progress_raises_stops_the_build(library, graphs):
-    def stop(share: float) -> None:
-        if share > 0.2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(library, graphs["fixed"], FIXED, progress=stop)
+    network = parse(library, builder, onnx)
+    configure(library, Recording(), profile, BuildOptions())
+    return network, [tuple(shape) for shape in made[0].get_shape(INPUT)]
 
 
 @pytest.mark.tensorrt
