@@ -75,6 +75,7 @@ def test_json_is_the_last_line_and_has_the_documented_fields(tmp_path, tiny_weig
         "recomputed": 0,
         "dropped": 0,
         "reconnects": 0,
+        "switched_at": None,
     }
 
 

@@ -20,7 +20,7 @@ from engines.errors import OutOfMemory
 from engines.pytorch import PyTorchEngine
 from engines.safety import SafeEngine, is_out_of_memory, spoilt
 from engines.tiles import bytes_per_pixel
-from vsr import memory, pipeline
+from vsr import kept_engine, memory
 from vsr.convert import PlaneLayout
 from vsr.stages import chained
 from vsr.transfer import Host
@@ -291,7 +291,7 @@ def test_the_planner_asks_the_device(model, monkeypatch, precision):
 def test_a_job_counts_and_says_what_was_computed_again(tiny_weights, tmp_path, monkeypatch, caplog):
     source = write_clip(tmp_path / "in.mp4", pts=tuple(range(0, 4000, 500)))
     fragile = Fragile(load_model(tiny_weights), spoils={2, 5, 6})
-    monkeypatch.setattr(pipeline, "create_engine", lambda *_, **__: fragile)
+    monkeypatch.setattr(kept_engine, "create_engine", lambda *_, **__: fragile)
     result = vsr.upscale(source, tmp_path / "out.mp4", model=tiny_weights)
     assert (result.frames, result.recomputed, result.precision) == (8, 3, "fp16")
     assert len(probe(tmp_path / "out.mp4").pts_seconds) == 8
@@ -308,7 +308,7 @@ def test_a_spoilt_still_is_computed_again(tiny_weights, tmp_path, monkeypatch):
     pictures = []
     for spoils in ((), {1}):
         fragile = Fragile(load_model(tiny_weights), spoils=spoils, kind="black")
-        monkeypatch.setattr(pipeline, "create_engine", lambda *_, fragile=fragile, **__: fragile)
+        monkeypatch.setattr(kept_engine, "create_engine", lambda *_, fragile=fragile, **__: fragile)
         result = vsr.upscale(source, tmp_path / f"{len(pictures)}.png", model=tiny_weights)
         assert result.recomputed == len(spoils)
         pictures.append(np.asarray(Image.open(result.output)))

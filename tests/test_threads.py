@@ -134,3 +134,6 @@ def test_what_an_iterable_waits_for_is_ended_before_its_thread_is():
     began = time.monotonic()
     items.close()
     assert time.monotonic() - began < 10
+    wanted.clear()
+    assert list(in_thread([1, 2], depth=1, name="maker", wake=wanted.set)) == [1, 2]
+    assert not wanted.is_set()

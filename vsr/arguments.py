@@ -6,7 +6,7 @@ import argparse
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vsr.address import Address, scrub
 from vsr.version import __version__
@@ -79,17 +79,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N/D",
         help="pictures a second of a numbered sequence (default: 25)",
     )
-    weights = up.add_mutually_exclusive_group()
-    weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="own .safetensors weights")
-    up.add_argument(
-        "--texture",
-        type=float,
-        metavar="T",
-        help="0: fidelity, nothing is added that the input does not hold: the choice for "
-        "evidence, medicine and measuring; 1: all the texture that the model has learned to "
-        "invent; between: a mix (default: the model's own, see `vsr models`)",
-    )
+    _add_model(up)
     up.add_argument(
         "--backend",
         choices=("auto", "pytorch", "openvino", "tensorrt"),
@@ -161,6 +151,13 @@ def parser() -> argparse.ArgumentParser:
         help="compute only the tiles that differ from the frame before, with the same result: "
         "quicker for a still camera with a clean picture, slower with movement or noise",
     )
+    up.add_argument(
+        "--start-now",
+        action="store_true",
+        help="with --backend tensorrt: where the engine must be built first, begin on PyTorch and "
+        "change over before the first frame of a segment; when that is differs from run to run, so "
+        "the output of a second or a resumed run is not the same to the bit",
+    )
     up.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     up.add_argument(
         "--no-resume",
@@ -181,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the built-in models")
     _add_verbosity(models)
+    _add_engines(commands)
     return p
 
 
@@ -214,6 +212,69 @@ def _add_live(up: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engines(commands: Any) -> None:
+    engines = commands.add_parser(
+        "engines",
+        help="build, list and clear compiled TensorRT engines",
+        description="TensorRT compiles an engine for each model and frame size, and keeps it in "
+        "$VSR_ENGINE_CACHE or the user's cache folder.",
+    )
+    actions = engines.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser(
+        "build",
+        help="compile an engine before it is needed",
+        description="Compile an engine, try it out on this machine's GPU, and keep it. `vsr "
+        "upscale --backend tensorrt` takes the newest for its model, precision and frame size.",
+    )
+    build.add_argument(
+        "--size", type=_size, metavar="WxH", required=True, help="size of the frames that go in"
+    )
+    _add_model(build)
+    build.add_argument(
+        "--batch", type=int, default=1, metavar="N",
+        help="frames at once (default: 1, what `vsr upscale` takes)",
+    )  # fmt: skip
+    build.add_argument("--precision", choices=("fp16", "fp32"), default="fp16")
+    build.add_argument(
+        "--exporter",
+        choices=("onnx", "torch-tensorrt"),
+        default="onnx",
+        help="what hands the network to TensorRT: a graph in ONNX (default), or Torch-TensorRT, "
+        "which must be installed and says nothing of its progress",
+    )
+    build.add_argument(
+        "--level", type=int, default=3, metavar="N",
+        help="0 (quick build) to 5 (tries everything) (default: 3)",
+    )  # fmt: skip
+    build.add_argument(
+        "--workspace", type=_bytes, metavar="BYTES",
+        help="most scratch memory a layer may take on the GPU, e.g. 512M or 4G (default: all)",
+    )  # fmt: skip
+    build.add_argument(
+        "--tiling",
+        choices=("none", "fast", "moderate", "full"),
+        default="none",
+        help="how long to look for tiles that stay in the GPU's cache (default: none)",
+    )
+    _add_verbosity(build)
+    _add_verbosity(actions.add_parser("list", help="say which engines are there"))
+    _add_verbosity(actions.add_parser("clear", help="delete all engines and build timings"))
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    weights = p.add_mutually_exclusive_group()
+    weights.add_argument("--model", metavar="NAME", help="built-in model, see `vsr models`")
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="own .safetensors weights")
+    p.add_argument(
+        "--texture",
+        type=float,
+        metavar="T",
+        help="0: fidelity, nothing is added that the input does not hold: the choice for "
+        "evidence, medicine and measuring; 1: all the texture that the model has learned to "
+        "invent; between: a mix (default: the model's own, see `vsr models`)",
+    )
+
+
 def _add_verbosity(p: argparse.ArgumentParser) -> None:
     how = p.add_mutually_exclusive_group()
     how.add_argument("-q", "--quiet", action="store_true", help="errors only, no progress bar")
@@ -234,6 +295,15 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, for example 1280x720, got {text}")
     return int(match[2]), int(match[1])
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGkmg]?)", text)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes such as 512M or 4G, got {text}"
+        )
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
 
 
 def _crop(text: str) -> tuple[int, int, int, int]:
@@ -284,6 +354,7 @@ def to_config(
             threads=arguments.threads,
             tile=arguments.tile,
             changed_only=arguments.changed_only,
+            start_now=arguments.start_now,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,
             live=arguments.live,

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from vsr.address import Address, is_address, scrub
 from vsr.arguments import UsageError, parser, to_config
-from vsr.progress import JsonProgress
+from vsr.progress import BuildingBar, JsonBuilding, JsonProgress
 
 if TYPE_CHECKING:
     from vsr.config import Progress, Result, UpscaleConfig
+    from vsr.kept_engine import KeptEngine
 
 
 class _BarHandler(logging.Handler):
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_logging(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _print(_models()) if arguments.command == "models" else _upscale(arguments)
+        return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt as interruption:
         said = interruption.args[0] if interruption.args else "interrupted, no output was written"
         print(f"vsr: {said}", file=sys.stderr)
@@ -114,9 +115,21 @@ def _upscale(arguments: argparse.Namespace) -> int:
     if output is not None and (several or arguments.output.endswith(("/", os.sep))):
         output = make_folder(arguments.output)
     configs = [to_config(arguments, source, output) for source in found]
-    if several:
-        return _upscale_all(arguments, configs)
-    return _print_result(arguments, _run_one(arguments, configs[0]))
+    with _kept_engine(arguments) as kept:
+        if several:
+            return _upscale_all(arguments, configs, kept)
+        result = _run_one(arguments, configs[0], kept)
+    return _print_result(arguments, result)
+
+
+@contextmanager
+def _kept_engine(arguments: argparse.Namespace) -> Iterator[KeptEngine]:
+    from vsr.kept_engine import KeptEngine
+
+    json_lines = arguments.progress == "json"
+    building = JsonBuilding() if json_lines else BuildingBar(quiet=arguments.quiet)
+    with closing(building), KeptEngine(building) as kept:
+        yield kept
 
 
 def _print_result(arguments: argparse.Namespace, result: Result) -> int:
@@ -129,12 +142,14 @@ def _print_result(arguments: argparse.Namespace, result: Result) -> int:
     return _print(text)
 
 
-def _upscale_all(arguments: argparse.Namespace, configs: list[UpscaleConfig]) -> int:
+def _upscale_all(
+    arguments: argparse.Namespace, configs: list[UpscaleConfig], kept: KeptEngine
+) -> int:
     from vsr.jobs import run_all, summary
 
     jobs = []
     try:
-        for job in run_all(configs, lambda config: _run_one(arguments, config)):
+        for job in run_all(configs, lambda config: _run_one(arguments, config, kept)):
             jobs.append(job)
             if not isinstance(job.outcome, Exception):
                 _print("" if arguments.json or arguments.quiet else _to_text(job.outcome))
@@ -174,8 +189,8 @@ def _record(arguments: argparse.Namespace) -> int:
     config = to_config(arguments, address, output)
     stop = threading.Event()
     try:
-        with _ended_by_signals(stop):
-            return _print_result(arguments, _run_one(arguments, config, stop))
+        with _ended_by_signals(stop), _kept_engine(arguments) as kept:
+            return _print_result(arguments, _run_one(arguments, config, kept, stop))
     except Stopped as error:
         raise KeyboardInterrupt(f"{error}, no output was written") from None
 
@@ -198,15 +213,18 @@ def _ended_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def _run_one(
-    arguments: argparse.Namespace, config: UpscaleConfig, stop: threading.Event | None = None
+    arguments: argparse.Namespace,
+    config: UpscaleConfig,
+    kept: KeptEngine,
+    stop: threading.Event | None = None,
 ) -> Result:
     from vsr.pipeline import run
 
     if arguments.progress == "bar":
-        return _run_with_bar(config, stop, quiet=arguments.quiet)
+        return _run_with_bar(config, kept, stop, quiet=arguments.quiet)
     lines = JsonProgress(config.source)
     try:
-        return run(config, lines, stop)
+        return run(config, lines, stop, kept=kept)
     finally:
         lines.last()
 
@@ -222,7 +240,9 @@ def _to_text(result: Result) -> str:
     )
 
 
-def _run_with_bar(config: UpscaleConfig, stop: threading.Event | None, *, quiet: bool) -> Result:
+def _run_with_bar(
+    config: UpscaleConfig, kept: KeptEngine, stop: threading.Event | None, *, quiet: bool
+) -> Result:
     from vsr.pipeline import run
 
     # disable=None: no bar where stderr is not a terminal
@@ -235,7 +255,7 @@ def _run_with_bar(config: UpscaleConfig, stop: threading.Event | None, *, quiet:
                 bar.initial = bar.n = progress.resumed
             bar.update(progress.frames - bar.n)
 
-        result = run(config, show, stop)
+        result = run(config, show, stop, kept=kept)
         bar.total = result.frames
     return result
 
@@ -249,7 +269,13 @@ def _to_json(result: Result) -> dict[str, object]:
     return fields
 
 
-def _models() -> str:
+def _engines(arguments: argparse.Namespace) -> int:
+    from vsr.engine_commands import run
+
+    return _print(run(arguments))
+
+
+def _models(arguments: argparse.Namespace) -> int:
     from engines.networks import count_parameters
     from engines.weights import BUILT_IN, load_model
 
@@ -268,4 +294,7 @@ def _models() -> str:
                 if score.get("lpips") is not None:
                     result += f", LPIPS {score['lpips']:.3f}"
                 lines.append(f"  texture {model.texture:g}, {test_set}: {result}")
-    return "\n".join(lines)
+    return _print("\n".join(lines))
+
+
+_COMMANDS = {"engines": _engines, "models": _models, "upscale": _upscale}

@@ -55,6 +55,8 @@ class UpscaleConfig:
     where memory allows it"""
     changed_only: bool = False
     """compute only the tiles that differ from those of the frame before"""
+    start_now: bool = False
+    """begin on PyTorch while TensorRT compiles, and switch at the end of a segment"""
     overwrite: bool = False
     resume: bool = True
     """False: drop what an interrupted run left"""
@@ -85,6 +87,10 @@ class UpscaleConfig:
             raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
+        if self.start_now and self.backend != "tensorrt":
+            raise ValueError(f"start_now needs backend tensorrt, got {self.backend}")
+        if self.start_now and self.changed_only:
+            raise ValueError("give start_now or changed_only, not both")
         if self.tile is not None and self.tile < SMALLEST_TILE:
             raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
         if isinstance(self.source, Address) and not self.live:
@@ -150,6 +156,9 @@ class Result:
     """most memory the process ever held; 0 where the system does not tell"""
     resumed: int = 0
     """frames taken over from an interrupted run"""
+    switched_at: int | None = None
+    """number of the frame, from 0, at which `start_now` changed to the named back end: 0 if it was
+    ready at once; None without `start_now`, and where the clip ended before"""
     reused: int = 0
     """frames equal to the one before them, to the bit, and therefore not computed again"""
     recomputed: int = 0

@@ -361,11 +361,10 @@ def _pictures(
     """Chain the stages from decoded planes to those of upright pictures."""
     info = reader.info
     if info.alpha:  # which the stages of a clip leave out
-        made = (
-            Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
-            for frame in frames
+        made = _enlarged(frames, info, engine, size)
+        stage = in_thread(
+            made, depth=QUEUE_DEPTH, name="engine", meter=meters["engine"], wake=engine.cancel
         )
-        stage = in_thread(made, depth=QUEUE_DEPTH, name="engine", meter=meters["engine"])
         return stack.enter_context(closing(stage))
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
@@ -373,6 +372,15 @@ def _pictures(
         strip_rows=automatic_strip(engine, info.size),
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)
+
+
+def _enlarged(
+    frames: Iterator[Timed[list[Tensor]]], info: ClipInfo, engine: SafeEngine, size: tuple[int, int]
+) -> Iterator[Timed[list[Tensor]]]:
+    """Upscale frames with their alpha."""
+    for number, frame in enumerate(frames):
+        engine.frame_begins(number)
+        yield Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
 
 
 def _upright(

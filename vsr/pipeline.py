@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from fractions import Fraction
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines import Backend, Engine, Precision, create_engine, load_model
+from engines import Backend, Building, Engine, Precision, load_model
 from engines.errors import MediaError
 from engines.safety import SafeEngine
 from engines.weights import Model
@@ -40,6 +40,7 @@ from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
 from vsr.hardware import Decoder, HardwareUnavailable
 from vsr.inputs import open_reader
+from vsr.kept_engine import KeptEngine
 from vsr.live import LiveStream
 from vsr.memory import automatic_strip, automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
@@ -77,6 +78,7 @@ def upscale(
     threads: int | None = None,
     tile: int | None = None,
     changed_only: bool = False,
+    start_now: bool = False,
     overwrite: bool = False,
     resume: bool = True,
     live: bool = False,
@@ -84,6 +86,7 @@ def upscale(
     reconnect_seconds: float = 10.0,
     stop: threading.Event | None = None,
     progress: Callable[[Progress], None] | None = None,
+    building: Callable[[Building], None] | None = None,
 ) -> Result:
     """Upscale a clip or a still, or record a live stream.
 
@@ -118,6 +121,9 @@ def upscale(
             makes it the same; None: the whole frame at once, unless memory is short.
         changed_only: compute only the tiles that differ from those of the frame before: the same
             result, quicker where the camera stands still and slower where it moves.
+        start_now: with backend "tensorrt": begin on PyTorch where the engine has to be built first,
+            and change over before the first frame of a segment. Where that is depends on the
+            machine's load, so neither a second run nor a resumed one is the same to the bit.
         overwrite: replace an output that exists.
         resume: go on where an interrupted run of the same job stopped; False: drop what it left.
         live: record a stream (rtsp://, udp://, ...) at its own pace, until it ends or `stop`.
@@ -126,6 +132,7 @@ def upscale(
         reconnect_seconds: how long to try to get a broken connection back.
         stop: when it is set, a recording ends, as a whole file.
         progress: called from this thread after each frame.
+        building: called from any thread while TensorRT compiles, which can take minutes.
 
     Returns:
         What was done. The output is complete under its name, or, where this raises, not there.
@@ -156,27 +163,40 @@ def upscale(
         threads=threads,
         tile=tile,
         changed_only=changed_only,
+        start_now=start_now,
         overwrite=overwrite,
         resume=resume,
         live=live,
         live_depth=live_depth,
         reconnect_seconds=reconnect_seconds,
     )
-    return run(config, progress or (lambda _: None), stop)
+    with KeptEngine(building) as kept:
+        return run(config, progress or (lambda _: None), stop, kept=kept)
 
 
 def run(
     config: UpscaleConfig,
     progress: Callable[[Progress], None],
     stop: threading.Event | None = None,
+    *,
+    kept: KeptEngine | None = None,
 ) -> Result:
-    """Run one job (see `upscale`)."""
+    """Run one job (see `upscale`).
+
+    Args:
+        config: of the job.
+        progress: called from this thread after each frame.
+        stop: when it is set, a recording ends, as a whole file.
+        kept: makes the engine or has it from the job before, and keeps it for the next; what fails
+            here leaves none in it. None: the engine ends with the job.
+    """
     if isinstance(config.source, Address):
-        return _record(config, config.source, progress, stop or threading.Event())
+        return _record(config, config.source, progress, stop or threading.Event(), kept)
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
         _check(config, named)
     with ExitStack() as stack:
+        kept = kept or stack.enter_context(KeptEngine())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -189,11 +209,12 @@ def run(
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
         _check(config, output)
-        engine = create_engine(
-            loaded, backend=config.backend, precision=config.precision, threads=config.threads
-        )
-        side = tile_side(config, engine, reader.info.size)
-        engine = stack.enter_context(closing(SafeEngine(engine, side=side)))
+        bare = kept.engine(config, loaded, reader.info.size)
+        stack.push(lambda kind, *_: kept.close() if kind else None)
+        frame_size = reader.info.size
+        side = kept.tile_side(config, frame_size, lambda: tile_side(config, bare, frame_size))
+        engine = SafeEngine(bare, side=side)
+        stack.callback(engine.close_exact)
         began = time.monotonic()
         resumed = reused = 0
         if reader.info.is_still:
@@ -220,6 +241,7 @@ def run(
             precision=engine.precision,
             peak_bytes=peak_bytes(),
             resumed=resumed,
+            switched_at=None if kept.switched_at is None else resumed + kept.switched_at,
             reused=reused,
             recomputed=engine.recomputed,
         )
@@ -258,21 +280,20 @@ def _record(
     address: Address,
     progress: Callable[[Progress], None],
     stop: threading.Event,
+    kept: KeptEngine | None,
 ) -> Result:
     """Record a live stream. The model comes first: what streams in meanwhile would be lost."""
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
         check_output(address, named, overwrite=config.overwrite)
     with ExitStack() as stack:
+        kept = kept or stack.enter_context(KeptEngine())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         loaded = load_model(config.model, texture=config.texture)
-        engine = create_engine(
-            loaded, backend=config.backend, precision=config.precision, threads=config.threads
-        )
-        closing_engine = stack.enter_context(ExitStack())
-        closing_engine.callback(engine.close)
+        engine = kept.engine(config, loaded)
+        stack.push(lambda kind, *_: kept.close() if kind else None)
         live = stack.enter_context(
             LiveStream(
                 address, depth=config.live_depth, reconnect_seconds=config.reconnect_seconds,
@@ -287,8 +308,7 @@ def _record(
         output = named or default_output(config, reader.info, loaded.scale)
         check_output(address, output, overwrite=config.overwrite)
         safe = SafeEngine(engine, side=tile_side(config, engine, reader.info.size))
-        closing_engine.pop_all()
-        stack.enter_context(closing(safe))
+        stack.callback(safe.close_exact)
         frames, reused = record_frames(config, live, reader, safe, output, size, progress)
         _say_what_was_recomputed(safe)
         return Result(
@@ -303,6 +323,7 @@ def _record(
             backend=engine.backend,
             precision=engine.precision,
             peak_bytes=peak_bytes(),
+            switched_at=kept.switched_at,
             reused=reused,
             recomputed=safe.recomputed,
             dropped=live.latest.dropped,

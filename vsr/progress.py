@@ -1,13 +1,16 @@
-"""How far a job is, for programs: one JSON object a line on stderr."""
+"""How far a job is: for programs one JSON object a line on stderr; and a bar for builds."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from engines import Building
     from vsr.config import Progress
 
 _EVERY_SECONDS = 0.5
@@ -75,3 +78,69 @@ class JsonProgress:
         if self._waiting is not None:
             print(self._waiting, file=sys.stderr, flush=True)
             self._waiting = None
+
+
+class JsonBuilding:
+    """Writes a line at the beginning and the end of an engine's build, and at most two a second.
+
+    The one field, `building`, holds:
+
+        width, height  of the frames that the engine is for
+        batch          how many it takes at once
+        share          what is done, 0 to 1
+    """
+
+    def __init__(self) -> None:
+        self._written = 0.0
+
+    def __call__(self, building: Building) -> None:
+        """Take note of a step."""
+        now = time.monotonic()
+        if 0 < building.share < 1 and now - self._written < _EVERY_SECONDS:
+            return
+        self._written = now
+        batch, height, width = building.shape
+        fields = {"width": width, "height": height, "batch": batch}
+        line = json.dumps({"building": {**fields, "share": round(building.share, 3)}})
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing waits."""
+
+
+class BuildingBar:
+    """Shows a bar on stderr while an engine is built, where that is a terminal.
+
+    Args:
+        quiet: show none.
+
+    Attributes:
+        built: whether anything was built.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.built = False
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def __call__(self, building: Building) -> None:
+        """Show a step."""
+        self.built = True
+        if self._bar is None:
+            _, height, width = building.shape
+            self._bar = tqdm(
+                total=1.0,
+                desc=f"TensorRT compiles for {width}x{height}",
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+                leave=False,
+                disable=True if self._quiet else None,  # None: no bar where there is no terminal
+            )
+        self._bar.update(building.share - self._bar.n)
+        if building.share >= 1:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()

@@ -108,6 +108,7 @@ def chained(
     stack.callback(slots.close)
 
     def wake() -> None:  # an interruption may find any of the threads waiting
+        engine.cancel()
         slots.stop()
         if stop is not None:
             stop()
@@ -181,7 +182,8 @@ def upscaled(
     frames: Iterable[Timed[Staged | None]], engine: Engine
 ) -> Iterator[Timed[Staged | None]]:
     """Run the engine."""
-    for frame in frames:
+    for number, frame in enumerate(frames):
+        engine.frame_begins(number)
         staged = frame.value
         if staged is not None:
             with staged.slot.work():

@@ -94,8 +94,8 @@ def in_thread(
         depth: length of the queue, at least 1.
         name: of the thread, for debuggers and logs.
         meter: told what the iterable costs and how many of its items wait.
-        wake: called when this generator ends, however it does, before the thread is waited for:
-            ends what the iterable may itself be waiting for.
+        wake: called where this generator ends before the iterable does, or fails, before the thread
+            is waited for: ends what the iterable may itself be waiting for.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
@@ -137,9 +137,12 @@ def _in_thread(
             if isinstance(item, _Raised):
                 raise item.error
             yield item  # type: ignore[misc]
-    finally:
+    except BaseException:
         closed.set()
         wake()
+        raise
+    finally:
+        closed.set()
         while thread.is_alive():  # make room, so that the thread sees `closed`
             with suppress(queue.Empty):
                 items.get(timeout=0.05)
