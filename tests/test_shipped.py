@@ -66,3 +66,15 @@ def test_the_published_speed_is_that_of_the_results():
         cells = [f"{row['backend']} {row['precision']}", *(f"{f['fps']:.2f}" for f in figures)]
         cells.append(f"{row['roofline']['share_reached']:.0%}".replace("%", " %"))
         assert f"| {' | '.join(cells)} |" in readme
+
+
+def test_the_published_precisions_are_those_of_the_results():
+    document = json.loads((ROOT / "benchmarks" / "results" / "precision.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    model = load_model(document["model"], texture=document["texture"])
+    assert document["sha256"] == model.sha256
+    for row in document["rows"]:
+        lost = row.get("loss_db", {})
+        cells = [row["precision"], f"{row['cpu_ms']:.1f}", f"{row['times_fp32']:.2f}"]
+        cells.append(" / ".join(f"{lost[name]:.3f}" for name in ("Set5", "Set14")) if lost else "-")
+        assert f"| {' | '.join(cells)} |" in readme
