@@ -174,6 +174,19 @@ def test_packets_that_a_container_refuses_are_counted_and_fail_nothing(
     assert f"audio stream 1 (aac): {-(-len(seen) // 2)} packets are not kept" in caplog.text
 
 
+def test_sound_that_cannot_be_converted_either_is_left_out(
+    tiny_weights, tmp_path, caplog, monkeypatch
+):
+    """As where its encoder does not take so many channels."""
+    clip = write_with_sound(tmp_path / "in.avi", "adpcm_ms")
+    monkeypatch.setattr("vsr.sound.known_layout", lambda _: "no such layout")
+    assert upscale(clip, tmp_path / "out.mp4", model=tiny_weights).frames == 25
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    assert "audio stream 1 (adpcm_ms) is not kept: " in caplog.text
+    assert "nor converted: invalid layout: no such layout" in caplog.text
+
+
 def test_a_container_without_a_codec_for_it_leaves_sound_out():
     assert sound_codec("gif", "aac") is None
     assert sound_codec("mp4", "pcm_u8") == "alac"

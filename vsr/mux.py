@@ -58,12 +58,14 @@ class Muxer:
         self._path, self._output, self._reader = path, output, reader
         self._others = OtherStreams(reader, output)
         self._shift_seconds = Fraction(0)
+        ways = self._others.ways
         while (error := self._open(encoding)) is not None:
-            if not self._give_way(encoding):
+            if ways == self._others.ways and not self._give_way(encoding):
                 raise MediaError(
                     f"cannot write {output} with encoder {encoding.name}: {reason(error)}"
                     f"{_HINTS.get(output.suffix.lower(), '')}"
                 ) from error
+            ways = self._others.ways
         context = self._stream.codec_context
         self.left_out = self._others.sentences
         self.global_header = bool(context.flags & Flags.global_header)
@@ -120,15 +122,15 @@ class Muxer:
             return False
         self.abort()
         taken: set[int] = set()
-        offered = self._others.open_to_refusal
-        for index in offered:
+        ways = self._others.ways
+        for index in self._others.open_to_refusal:
             error = self._open(encoding, only={*taken, index})
             if error is None:
                 self.abort()
                 taken.add(index)
             else:
                 self._others.refuse(index, reason(error))
-        return len(taken) < len(offered)
+        return ways != self._others.ways
 
     def mux(self, packets: Iterable[tuple[Packet, int]]) -> None:
         """Write the picture's packets, the other streams' beside them, and close the file.

@@ -52,6 +52,11 @@ class OtherStreams:
         return self._copies.keys() | self._converters.keys()
 
     @property
+    def ways(self) -> tuple[Way, ...]:
+        """What is to become of the streams, as far as it is known."""
+        return tuple(self._ways.values())
+
+    @property
     def open_to_refusal(self) -> list[int]:
         """Indices of the streams that the output has been offered, and might refuse."""
         return [index for index, way in self._ways.items() if way != "leave"]
@@ -64,7 +69,11 @@ class OtherStreams:
         self._why.setdefault(index, why)
 
     def add_to(self, container: Any, *, only: Set[int] | None = None) -> None:
-        """Add the streams to an output, or only some of them."""
+        """Add the streams to an output, or only some of them.
+
+        Raises:
+            FFmpegError, ValueError: one cannot be converted; the next output will be without it.
+        """
         self.sentences = []
         self._copies.clear()
         self._converters.clear()
@@ -92,8 +101,9 @@ class OtherStreams:
             try:
                 converter = _converter(container, stream)
             except (FFmpegError, ValueError) as error:
+                self._ways[index] = "leave"
                 self._why[index] = f"{self._why[index]}, nor converted: {reason(error)}"
-                converter = None
+                raise  # half of it may be in the container: it has to be opened anew
             if converter is not None:
                 self._converters[index] = converter
                 self._take_over(stream, converter.stream)
@@ -190,10 +200,12 @@ def _copied(container: Any, stream: Any) -> Any:
     codec = context.codec.canonical_name if context is not None else stream.name
     if unkept.cannot_be_read_back(name, codec):
         raise ValueError(f"in {name} it could not be read back")
-    copy = container.add_stream_from_template(stream)
+    layout = None
     if stream.type == "audio" and context is not None and context.layout.nb_channels:
-        # PCM in MP4 must name its channels
-        copy.codec_context.layout = known_layout(stream)
+        layout = known_layout(stream)
+    copy = container.add_stream_from_template(stream)
+    if layout is not None:  # PCM in MP4 must name its channels
+        copy.codec_context.layout = layout
     return copy
 
 
