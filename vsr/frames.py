@@ -41,7 +41,7 @@ from vsr.sequence import SequenceReader
 from vsr.stages import QUEUE_DEPTH, StageMeters, chained
 from vsr.still import enlarged, stored_format, warn_of_precision
 from vsr.threads import in_thread
-from vsr.video import Reader, Timed, reason
+from vsr.video import ClipInfo, Reader, Timed, reason
 
 log = logging.getLogger(__name__)
 
