@@ -156,7 +156,7 @@ def import_openvino() -> ModuleType:
                 del sys.modules[_TELEMETRY]
             else:
                 sys.modules[_TELEMETRY] = there
-    return sys.modules["openvino"]
+    return importlib.import_module("openvino")
 
 
 def runtime_form(net: Network) -> nn.Module:

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from conftest import write_clip
 from media import probe
 
@@ -21,9 +22,12 @@ import vsr
 from engines import create_engine, load_model
 from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
+from engines.int8 import cpu_flags
 from vsr import pipeline, stages
 from vsr.config import UpscaleConfig
+from vsr.convert import PlaneLayout
 from vsr.output import default_output
+from vsr.pipeline import needs_float32
 from vsr.pixels import read_layout
 from vsr.segments import SegmentedWriter
 from vsr.video import Reader
@@ -392,3 +396,13 @@ def test_streams_lie_side_by_side_in_the_output(tiny_weights, tmp_path):
             if packet.size:
                 latest[packet.stream_index] = float(packet.pts * packet.time_base)
                 assert abs(latest[0] - latest[1]) < 1.5  # x264 keeps some 40 frames back
+
+
+def test_deep_samples_are_computed_in_float32_unless_told(tmp_path, tiny_weights):
+    source = write_clip(tmp_path / "in.mp4", pixel_format="yuv420p10le")
+    with Reader(source) as reader:
+        assert needs_float32(reader.info) != torch.cuda.is_available()
+        assert not needs_float32(replace(reader.info, layout=PlaneLayout(kind="yuv")))
+    if "amx_bf16" in cpu_flags() and not torch.cuda.is_available():
+        made = vsr.upscale(source, model=tiny_weights, backend="openvino", precision="bf16")
+        assert made.precision == "bf16"

@@ -51,7 +51,7 @@ from vsr.stages import StageMeters, chained, device_of
 from vsr.stdout import STDOUT, check_stdout, upscale_to_stdout
 from vsr.still import upscale_still
 from vsr.version import __version__
-from vsr.video import Reader
+from vsr.video import ClipInfo, Reader
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,8 @@ def run(
             config = replace(config, resume=False)
         if config.region is not None:
             reader.cut(config.region)
+        if config.precision == "auto" and needs_float32(reader.info):
+            config = replace(config, precision="fp32")
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
@@ -414,6 +416,11 @@ def choose_decoder(config: UpscaleConfig, reader: Reader, device: torch.device) 
         log.info("%s is decoded on the CPU: %s", config.source, error)
     else:
         log.info("%s is decoded by NVDEC", config.source)
+
+
+def needs_float32(info: ClipInfo) -> bool:
+    """Tell whether a CPU must compute in float32: int8 would cut deep samples to eight bits."""
+    return info.layout.depth > 8 and not torch.cuda.is_available()
 
 
 def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
