@@ -69,7 +69,7 @@ class OpenVINOEngine(Engine):
             raise BackendUnavailable("backend 'openvino' found no CPU device on this machine")
         form = None if precision == "fp32" else load_int8(model)
         chosen = choose_precision(
-            self.backend, precision, self._offered(form), here=f" for {model.name!r} here"
+            self.backend, precision, self._offered(form), here=f" for {model.name!r} of texture {model.texture:g} here"
         )
         super().__init__(model, device=torch.device("cpu"), dtype=torch.float32, precision=chosen)
         self._options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
