@@ -200,7 +200,7 @@ def test_a_form_of_other_weights_is_not_used(model):
     write_forms(model.int8_path, [replace(form, sha256="other")])
     assert load_int8(model) is None
     with pytest.raises(
-        BackendUnavailable, match=r"computes in fp32.* for 'tiny' here, not in int8"
+        BackendUnavailable, match=r"computes in fp32.* for 'tiny' of texture 0 here, not in int8"
     ):
         create_engine(model, backend="openvino", precision="int8")
     with closing(create_engine(model, backend="openvino")) as engine:
@@ -262,7 +262,7 @@ def test_the_flags_of_the_cpu_are_read_where_linux_lists_them(tmp_path, monkeypa
 
 def test_bf16_is_offered_where_the_cpu_has_matrix_instructions(model, monkeypatch):
     monkeypatch.setattr("engines.ov.cpu_flags", lambda: {"avx512_bf16"})
-    with pytest.raises(BackendUnavailable, match=r"computes in fp32 for 'tiny' here, not in bf16"):
+    with pytest.raises(BackendUnavailable, match=r"for 'tiny' of texture 0 here, not in bf16"):
         create_engine(model, backend="openvino", precision="bf16")
     monkeypatch.undo()
     if "amx_bf16" not in cpu_flags():
