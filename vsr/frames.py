@@ -38,10 +38,10 @@ from vsr.pattern import Pattern
 from vsr.photo import read_tags
 from vsr.picture import PICTURE_SUFFIXES, PictureFormat, picture_layout
 from vsr.sequence import SequenceReader
-from vsr.stages import QUEUE_DEPTH, StageMeters, chained
+from vsr.stages import QUEUE_DEPTH, StageMeters, announced, chained
 from vsr.still import enlarged, stored_format, warn_of_precision
 from vsr.threads import in_thread
-from vsr.video import ClipInfo, Reader, Timed, reason
+from vsr.video import Reader, Timed, reason
 
 log = logging.getLogger(__name__)
 
@@ -361,10 +361,16 @@ def _pictures(
     """Chain the stages from decoded planes to those of upright pictures."""
     info = reader.info
     if info.alpha:  # which the stages of a clip leave out
-        made = _enlarged(frames, info, engine, size)
-        stage = in_thread(
-            made, depth=QUEUE_DEPTH, name="engine", meter=meters["engine"], wake=engine.cancel
+
+        def wake() -> None:
+            engine.cancel()
+            reader.stop()
+
+        made = (
+            Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
+            for frame in announced(frames, engine)
         )
+        stage = in_thread(made, depth=QUEUE_DEPTH, name="engine", meter=meters["engine"], wake=wake)
         return stack.enter_context(closing(stage))
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
@@ -372,15 +378,6 @@ def _pictures(
         strip_rows=automatic_strip(engine, info.size),
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)
-
-
-def _enlarged(
-    frames: Iterator[Timed[list[Tensor]]], info: ClipInfo, engine: SafeEngine, size: tuple[int, int]
-) -> Iterator[Timed[list[Tensor]]]:
-    """Upscale frames with their alpha."""
-    for number, frame in enumerate(frames):
-        engine.frame_begins(number)
-        yield Timed(enlarged(frame.value, info, engine, size), frame.pts, frame.duration)
 
 
 def _upright(

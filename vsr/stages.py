@@ -121,7 +121,7 @@ def chained(
         return stage(items, name) if device.stages_overlap else items
 
     uploads = stage(uploaded(without_repeats(frames), slots, layout), "decode")
-    rgb = step(to_rgb_frames(uploads, layout, engine), "to-rgb")
+    rgb = announced(step(to_rgb_frames(uploads, layout, engine), "to-rgb"), engine)
     if strip_rows is not None:
         assert isinstance(engine, SafeEngine)
         upscaler = StripUpscaler(engine, output_layout, size, strip_rows)
@@ -176,6 +176,13 @@ def to_rgb_frames(
             with slot.work():
                 staged = Staged(slot, to_rgb(slot.planes, layout).to(engine.dtype))
         yield Timed(staged, frame.pts, frame.duration)
+
+
+def announced(frames: Iterable[T], engine: Engine) -> Iterator[T]:
+    """Tell the engine, in the thread that runs it, where each frame begins."""
+    for number, frame in enumerate(frames):
+        engine.frame_begins(number)
+        yield frame
 
 
 def upscaled(
