@@ -23,6 +23,7 @@ from vsr.cli import main
 from vsr.config import UpscaleConfig
 from vsr.kept_engine import KeptEngine
 from vsr.pipeline import run
+from vsr.stages import announced
 
 PATIENCE_SECONDS = 20
 SIZE = (38, 50)
@@ -242,3 +243,13 @@ def test_what_does_not_go_with_it_is_wrong_usage(arguments, message, plain_clip,
     code, _, err = upscale(capsys, plain_clip, *arguments)
     assert (code, len(err)) == (2, 1)
     assert message in err[0]
+
+
+def test_each_frame_is_announced_before_it_is_computed(made, config):
+    model, order = load_model(config.model), []
+    with KeptEngine() as kept:
+        engine = kept.engine(config, model, SIZE)
+        engine.frame_begins = lambda number: order.append(number)
+        for frame in announced(iter("ab"), engine):
+            order += [frame.upper()]
+    assert order == [0, "A", 1, "B"]
