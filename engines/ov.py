@@ -28,13 +28,14 @@ from engines.weights import Model
 BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""
 
+_KEPT_SHAPES = 2  # whole frames and their tiles
 _TELEMETRY = "openvino_telemetry"
 
 
 class OpenVINOEngine(Engine):
     """The network compiled by OpenVINO for the CPU.
 
-    A size other than the last one costs a reshape and a compilation.
+    A size that is not among the last two costs a reshape and a compilation.
 
     Args:
         model: the weights.
@@ -84,7 +85,7 @@ class OpenVINOEngine(Engine):
             self._network = convert(module, model.name)
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
-        self._compiled: Any = None
+        self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}  # and a request, by shape
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
@@ -102,16 +103,22 @@ class OpenVINOEngine(Engine):
             compiled = self._core.compile_model(self._network, "CPU", self._options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
-        self._compiled = compiled
-        self._request = compiled.create_infer_request()
-        self._shape = shape
+        if len(self._compiled) == _KEPT_SHAPES:
+            self._compiled.pop(next(iter(self._compiled)))
+        self._compiled[shape] = (compiled, compiled.create_infer_request())
+
+    def _take(self, shape: tuple[int, ...]) -> None:
+        """Make the network of a shape the one that runs next."""
+        if shape not in self._compiled:
+            self._compile(shape)
+        self._shape, self._request = shape, self._compiled[shape][1]
 
     def kernels(self, kind: str) -> list[str]:
         """Return the number format of each kernel of a kind ("Convolution") that runs.
 
         Only after a call: what runs is decided by its size.
         """
-        nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        nodes = self._compiled[self._shape][0].get_runtime_model().get_ordered_ops()
         infos = [node.get_rt_info() for node in nodes]
         return [
             info["runtimePrecision"].astype(str)
@@ -121,7 +128,7 @@ class OpenVINOEngine(Engine):
 
     def _run(self, frames: Tensor) -> Tensor:
         if tuple(frames.shape) != self._shape:
-            self._compile(tuple(frames.shape))
+            self._take(tuple(frames.shape))
         openvino = import_openvino()
         batch, channels, height, width = self._shape
         result = torch.empty(batch, channels, height * self.scale, width * self.scale)
@@ -132,7 +139,8 @@ class OpenVINOEngine(Engine):
 
     def close(self) -> None:
         """Give back the compiled network."""
-        self._request = self._compiled = None
+        self._request = None
+        self._compiled.clear()
         self._shape = ()
 
 

@@ -43,7 +43,9 @@ class SafeEngine(Engine):
         OutOfMemory: by a call: not even the smallest tiles fit.
     """
 
-    def __init__(self, engine: Engine, *, side: int | None = None) -> None:
+    def __init__(
+        self, engine: Engine, *, side: int | None = None, whole_frames: bool = False
+    ) -> None:
         super().__init__(
             engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
         )
@@ -51,7 +53,11 @@ class SafeEngine(Engine):
         self.recomputed = 0
         self._judge = None if engine.precision == "fp32" else _Judge(engine)
         self._engine = self._judge or engine
-        self._tiled = None if side is None else TiledEngine(self._engine, side)
+        self._tiled = (
+            None
+            if side is None
+            else TiledEngine(self._engine, side, whole_frames=whole_frames)
+        )
         self._exact: SafeEngine | None = None
         self._start_anew = False
         self._last_verdict: Tensor | None = None

@@ -75,9 +75,11 @@ class TiledEngine(Engine):
     Args:
         engine: runs the windows; closed with this one.
         side: of a tile's core, in pixels of the input, at least `SMALLEST_TILE`.
+        whole_frames: whether there is memory for whole frames: then a frame is computed whole where
+            that is less work than its tiles, which overlap.
     """
 
-    def __init__(self, engine: Engine, side: int) -> None:
+    def __init__(self, engine: Engine, side: int, *, whole_frames: bool = False) -> None:
         super().__init__(
             engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
         )
@@ -85,6 +87,7 @@ class TiledEngine(Engine):
             raise ValueError(f"a tile must be at least {SMALLEST_TILE} pixels, got {side}")
         self.backend = engine.backend
         self.side = side
+        self.whole_frames = whole_frames
         self.overlap = receptive_radius(engine.model.net)
         self._engine = engine
 
@@ -97,17 +100,29 @@ class TiledEngine(Engine):
             last_result: what this engine made of them; left as it is.
 
         Returns:
-            To the bit what a call with `frames` returns; a fresh tensor.
+            What a call with `frames` returns, to the bit unless whole frames and tiles mix; a fresh
+            tensor.
         """
         self._check(frames)
-        result = last_result.clone()
         parts = list(self._tiles(frames))
         windows = [tile.window for tile in parts]
         differ = _differ if frames.device.type == "cpu" else _differ_on_device
-        for tile, changed in zip(parts, differ(frames, last_frames, windows), strict=True):
-            if changed:
-                self._put(tile, frames, result)
+        flags = differ(frames, last_frames, windows)
+        changed = [tile for tile, flag in zip(parts, flags, strict=True) if flag]
+        if self.whole_frames and self._is_less_work_whole(changed, frames):
+            return self._engine(frames)
+        result = last_result.clone()
+        for tile in changed:
+            self._put(tile, frames, result)
         return result
+
+    def _is_less_work_whole(self, parts: Sequence[Tile], frames: Tensor) -> bool:
+        height, width = frames.shape[2:]
+        within = [
+            (rows.stop - rows.start) * (columns.stop - columns.start)
+            for rows, columns in (tile.window for tile in parts)
+        ]
+        return sum(within) >= height * width
 
     def frame_begins(self, number: int) -> None:
         """Pass it on."""
@@ -122,6 +137,8 @@ class TiledEngine(Engine):
         self._engine.close()
 
     def _run(self, frames: Tensor) -> Tensor:
+        if self.whole_frames:
+            return self._engine(frames)
         count, channels, height, width = frames.shape
         result = frames.new_empty(count, channels, height * self.scale, width * self.scale)
         for tile in self._tiles(frames):
