@@ -54,9 +54,7 @@ class SafeEngine(Engine):
         self._judge = None if engine.precision == "fp32" else _Judge(engine)
         self._engine = self._judge or engine
         self._tiled = (
-            None
-            if side is None
-            else TiledEngine(self._engine, side, whole_frames=whole_frames)
+            None if side is None else TiledEngine(self._engine, side, whole_frames=whole_frames)
         )
         self._exact: SafeEngine | None = None
         self._start_anew = False

@@ -122,7 +122,7 @@ class TiledEngine(Engine):
             (rows.stop - rows.start) * (columns.stop - columns.start)
             for rows, columns in (tile.window for tile in parts)
         ]
-        return sum(within) >= height * width
+        return bool(sum(within) >= height * width)
 
     def frame_begins(self, number: int) -> None:
         """Pass it on."""

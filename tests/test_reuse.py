@@ -13,6 +13,7 @@ import torch
 import engines.tiles
 import vsr
 from engines import BACKENDS, create_engine, load_model
+from engines.safety import SafeEngine
 from engines.tiles import TiledEngine
 from vsr import pipeline, stages
 from vsr.convert import PlaneLayout
@@ -85,7 +86,7 @@ def test_a_repeated_frame_is_not_computed_again(
     result = upscale(source, tmp_path / "reused.mkv", model=tiny_weights)
     assert (result.frames, result.reused) == (12, 5)
     assert calls == {"to_rgb": 7, "from_rgb": 7}
-    monkeypatch.setattr(stages, "without_repeats", lambda frames: frames)
+    monkeypatch.setattr(stages, "without_repeats", lambda frames, **_: frames)
     result = upscale(source, tmp_path / "full.mkv", model=tiny_weights)
     assert (result.frames, result.reused) == (12, 0)
     assert_same_frames(tmp_path / "reused.mkv", tmp_path / "full.mkv")
@@ -146,6 +147,23 @@ def test_only_what_changed_is_computed_and_the_frames_are_the_same(
     convert(tmp_path / "whole.mkv")
     assert_same_frames(tmp_path / "changed.mkv", tmp_path / "tiled.mkv")
     assert_same_frames(tmp_path / "changed.mkv", tmp_path / "whole.mkv")
+
+
+def test_all_is_computed_anew_where_a_segment_begins(
+    still_camera, tiny_weights, tmp_path, monkeypatch
+):
+    source = write_lossless(tmp_path / "in.mkv", [*still_camera[:1] * 8])
+    calls = []
+    original = SafeEngine.__call__
+    monkeypatch.setattr("vsr.segments.SEGMENT_FRAMES", 3)
+    monkeypatch.setattr(
+        SafeEngine,
+        "__call__",
+        lambda self, frames: (calls.append(frames), original(self, frames))[1],
+    )
+    result = vsr.upscale(source, model=tiny_weights, backend="pytorch", changed_only=True)
+    assert len(calls) == 3
+    assert result.reused == 5
 
 
 def test_a_change_reaches_as_far_as_the_network_sees(tiny_weights):

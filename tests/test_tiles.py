@@ -162,3 +162,26 @@ def test_the_network_never_sees_more_than_a_window(plain_clip, tiny_weights, tmp
     vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, backend="pytorch", tile=16)
     assert set(seen) == {(22, 22)}  # 16 and 3 on each side
     assert len(seen) == 10 * 3 * 4  # frames of 38x50
+
+
+@pytest.mark.parametrize(("changed_rows", "whole"), [(10, False), (64, True)])
+def test_a_frame_that_has_changed_all_over_is_computed_whole(
+    changed_rows, whole, tiny_weights, monkeypatch
+):
+    bare = create_engine(load_model(tiny_weights), backend="pytorch")
+    engine = TiledEngine(bare, 16, whole_frames=True)
+    before = torch.rand(1, 3, 64, 64)
+    after = before.clone()
+    after[..., :changed_rows, :] = 1 - before[..., :changed_rows, :]
+    last = engine(before)
+    shapes = []
+    original = PyTorchEngine.__call__
+    monkeypatch.setattr(
+        PyTorchEngine,
+        "__call__",
+        lambda self, frames: (shapes.append(frames.shape[2:]), original(self, frames))[1],
+    )
+    result = engine.update(after, before, last)
+    assert ((64, 64) in shapes) == whole
+    assert len(shapes) == (1 if whole else 4)
+    torch.testing.assert_close(result, bare(after), atol=1e-5, rtol=0)

@@ -24,6 +24,7 @@ class KeptEngine:
         self._settings: tuple[object, ...] | None = None
         self._engine: Engine | None = None
         self._sides: dict[object, int | None] = {}
+        self._whole: dict[tuple[int, int], bool] = {}
 
     def __enter__(self) -> KeptEngine:
         return self
@@ -72,6 +73,12 @@ class KeptEngine:
             self._sides[key] = choose()
         return self._sides[key]
 
+    def fits_whole(self, size: tuple[int, int], ask: Callable[[], bool]) -> bool:
+        """Return whether memory holds whole frames of (height, width); asked once, as the tiles."""
+        if size not in self._whole:
+            self._whole[size] = ask()
+        return self._whole[size]
+
     @property
     def switched_at(self) -> int | None:
         """Number of the frame of this run at which `start_now` changed the back end, if it did."""
@@ -81,6 +88,7 @@ class KeptEngine:
         """Give back what the engine holds; the next job makes a new one."""
         engine, self._engine = self._engine, None
         self._sides.clear()
+        self._whole.clear()
         if engine is not None:
             engine.close()
 

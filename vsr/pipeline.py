@@ -215,7 +215,13 @@ def run(
         stack.push(lambda kind, *_: kept.close() if kind else None)
         frame_size = reader.info.size
         side = kept.tile_side(config, frame_size, lambda: tile_side(config, bare, frame_size))
-        engine = SafeEngine(bare, side=side)
+        whole_frames = (
+            config.changed_only
+            and config.tile is None
+            and not is_sequence(output)  # which go on at any frame, not only where all is anew
+            and kept.fits_whole(frame_size, lambda: automatic_tile(bare, frame_size) is None)
+        )
+        engine = SafeEngine(bare, side=side, whole_frames=whole_frames)
         stack.callback(engine.close_exact)
         began = time.monotonic()
         resumed = reused = 0

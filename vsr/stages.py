@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engines import Engine
 from engines.safety import SafeEngine
+from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
 from vsr.strips import StripUpscaler
 from vsr.threads import Meter, in_thread
@@ -120,7 +121,9 @@ def chained(
     def step(items: Iterable[Timed[T]], name: str) -> Iterable[Timed[T]]:
         return stage(items, name) if device.stages_overlap else items
 
-    uploads = stage(uploaded(without_repeats(frames), slots, layout), "decode")
+    anew_every = segments.SEGMENT_FRAMES
+    distinct = without_repeats(frames, anew_every=anew_every if changed_only else None)
+    uploads = stage(uploaded(distinct, slots, layout), "decode")
     rgb = announced(step(to_rgb_frames(uploads, layout, engine), "to-rgb"), engine)
     if strip_rows is not None:
         assert isinstance(engine, SafeEngine)
@@ -130,7 +133,7 @@ def chained(
         return delivered(downloads, slots)
     if changed_only:
         assert isinstance(engine, SafeEngine)
-        large = step(upscaled_where_changed(rgb, engine), "engine")
+        large = step(upscaled_where_changed(rgb, engine, anew_every), "engine")
     else:
         large = step(upscaled(rgb, engine), "engine")
     downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
@@ -141,11 +144,18 @@ def chained(
 
 
 def without_repeats(
-    frames: Iterator[Timed[list[Tensor]]],
+    frames: Iterator[Timed[list[Tensor]]], *, anew_every: int | None = None
 ) -> Iterator[Timed[list[Tensor] | None]]:
-    """Put None for the planes of a frame that are equal to those of the one before it."""
+    """Put None for the planes of a frame that are equal to those of the one before it.
+
+    Args:
+        frames: decoded ones.
+        anew_every: frames after which the next one counts as new, whatever it is.
+    """
     last: list[Tensor] | None = None
-    for frame in frames:
+    for number, frame in enumerate(frames):
+        if anew_every is not None and number % anew_every == 0:
+            last = None
         repeated = last is not None and all(map(torch.equal, frame.value, last))
         yield Timed(None if repeated else frame.value, frame.pts, frame.duration)
         last = frame.value
@@ -200,11 +210,17 @@ def upscaled(
 
 
 def upscaled_where_changed(
-    frames: Iterable[Timed[Staged | None]], engine: SafeEngine
+    frames: Iterable[Timed[Staged | None]], engine: SafeEngine, anew_every: int
 ) -> Iterator[Timed[Staged | None]]:
-    """Run the engine on what differs from the frame before."""
+    """Run the engine on what differs from the frame before.
+
+    After `anew_every` frames all is computed anew, as it is where an interrupted job goes on: a
+    frame that is pieced together may differ from a whole one by the rounding of float32 sums.
+    """
     last: tuple[Tensor, Tensor] | None = None
-    for frame in frames:
+    for number, frame in enumerate(frames):
+        if number % anew_every == 0:
+            last = None
         staged = frame.value
         if staged is not None:
             with staged.slot.work():
