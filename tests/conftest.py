@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def _own_engine_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VSR_ENGINE_CACHE", str(tmp_path_factory.getbasetemp() / "engines"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_a_failure(monkeypatch):
+    """Kill what a failed test has started: leaving `with Popen(...)` would wait for its end."""
+    leave = subprocess.Popen.__exit__
+
+    def kill_and_leave(process, kind, *error):
+        if kind is not None:
+            process.kill()
+        leave(process, kind, *error)
+
+    monkeypatch.setattr(subprocess.Popen, "__exit__", kill_and_leave)
 
 
 @pytest.fixture(autouse=True)
