@@ -76,8 +76,9 @@ from vsr.stages import (  # noqa: E402
     to_rgb_frames,
     upscaled,
 )
+from vsr.timeline import Timed  # noqa: E402
 from vsr.transfer import Slot  # noqa: E402
-from vsr.video import Reader, Timed  # noqa: E402
+from vsr.video import Reader  # noqa: E402
 
 T = TypeVar("T")
 

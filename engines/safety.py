@@ -125,6 +125,14 @@ class SafeEngine(Engine):
             self._exact = SafeEngine(exact, side=self.side)
         return self._exact(frames.to(self._exact.device)).to(frames.device)
 
+    def say_what_was_recomputed(self) -> None:
+        """Warn, at the end, of the frames that had to be computed again."""
+        if self.recomputed:
+            log.warning(
+                "%d frames that came out not finite or black were computed again in float32",
+                self.recomputed,
+            )
+
     def upscale(self, rgb: Tensor) -> Tensor:
         """Upscale float32 RGB from the CPU to the CPU, again if it is spoilt, and wait for it."""
         result = self(rgb.to(self.device, self.dtype)).float()

@@ -20,10 +20,10 @@ FORBIDDEN = {
 }
 LET_OFF = {"train/degrade.py": {"av"}}  # real codecs' artefacts
 AV_MODULES = {
-    *("vsr/connection.py", "vsr/deinterlace.py", "vsr/encode.py", "vsr/hardware.py", "vsr/mux.py"),
-    *("vsr/others.py", "vsr/picture.py", "vsr/pixels.py", "vsr/recording.py", "vsr/segments.py"),
-    *("vsr/siting.py", "vsr/sound.py", "vsr/subtitles.py", "vsr/unkept.py", "vsr/video.py"),
-    "vsr/y4m.py",
+    *("vsr/clip.py", "vsr/connection.py", "vsr/deinterlace.py", "vsr/encode.py", "vsr/ffmpeg.py"),
+    *("vsr/hardware.py", "vsr/mux.py", "vsr/others.py", "vsr/picture.py", "vsr/pixels.py"),
+    *("vsr/recording.py", "vsr/segments.py", "vsr/siting.py", "vsr/sound.py", "vsr/subtitles.py"),
+    *("vsr/unkept.py", "vsr/video.py", "vsr/y4m.py"),
 }
 BACKEND_LIBRARIES = {
     "openvino": {"engines/ov.py", "engines/int8.py"},

@@ -16,14 +16,14 @@ import gpu_workers
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_rows
+from benchmarks import gpu, gpu_launches, gpu_rows
 from benchmarks.gpu import PAPER, SIZES, Row, plan, run
 from engines.errors import BackendUnavailable
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-class SimulatedGpu(gpu_rows.Gpu):
+class SimulatedGpu(gpu_launches.Gpu):
     """Streams whose work takes as long as `work` says; launching it takes the host no time."""
 
     def __init__(self, batch_ms: float = 4.0) -> None:
@@ -242,7 +242,7 @@ def test_an_engine_row_names_the_work_of_its_network(tmp_path, monkeypatch, alge
 @pytest.mark.parametrize("algebra", [True, False])
 def test_the_papers_generator_runs_in_half_precision_in_both_forms(algebra):
     row = Row("engine", "eager", size=(16, 16), algebra=algebra, graph=False)
-    net = gpu_rows._module(row, gpu_rows.network(PAPER))
+    net = gpu_launches._module(row, gpu_rows.network(PAPER))
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float16}
     assert {p.dtype for p in gpu_rows.network(PAPER).net.parameters()} == {torch.float32}
 
@@ -251,7 +251,7 @@ def test_a_plain_engine_row_runs_the_rewritten_network():
     row = Row("engine", "eager", "srgan-lite", size=(16, 16), batch=2, contexts=2, graph=False)
     model = gpu_rows.network("srgan-lite")
     with ExitStack() as stack:
-        launches = gpu_rows.launches_of(row, model, SimulatedGpu(), stack)
+        launches = gpu_launches.launches_of(row, model, SimulatedGpu(), stack)
         results = [launch() for _, launch in launches]
     assert [tuple(result.shape) for result in results] == [(2, 3, 64, 64)] * 2
     assert {result.dtype for result in results} == {torch.float16}
@@ -268,10 +268,10 @@ def test_what_a_back_end_cannot_be_told_is_not_available(monkeypatch):
     monkeypatch.setattr(trt, "TensorRTEngine", Plain)
     model = gpu_rows.network("srgan-lite")
     row = Row("engine", "tensorrt", "srgan-lite")
-    assert gpu_rows._engine(row, model).rewrites is None
-    assert gpu_rows._engine(replace(row, algebra=False), model).rewrites == gpu_rows.NONE
+    assert gpu_launches.engine_of(row, model).rewrites is None
+    assert gpu_launches.engine_of(replace(row, algebra=False), model).rewrites == gpu_launches.NONE
     with pytest.raises(BackendUnavailable, match="TensorRTEngine has no graph"):
-        gpu_rows._engine(replace(row, graph=False), model)
+        gpu_launches.engine_of(replace(row, graph=False), model)
 
 
 def test_contexts_of_a_back_end_are_engines_of_their_own(monkeypatch):
@@ -286,17 +286,17 @@ def test_contexts_of_a_back_end_are_engines_of_their_own(monkeypatch):
         def close(self):
             closed.append(self)
 
-    monkeypatch.setattr(gpu_rows, "_engine", lambda row, model: Counting())
-    monkeypatch.setattr(gpu_rows, "_parameters", lambda runner: {"rewrites"})
+    monkeypatch.setattr(gpu_launches, "engine_of", lambda row, model: Counting())
+    monkeypatch.setattr(gpu_launches, "_parameters", lambda runner: {"rewrites"})
     row = Row("engine", "tensorrt", "srgan-lite", size=(8, 8), contexts=3, batch=2)
     with ExitStack() as stack:
-        launches = gpu_rows.launches_of(row, None, SimulatedGpu(), stack)
+        launches = gpu_launches.launches_of(row, None, SimulatedGpu(), stack)
         assert [stream for stream, _ in launches] == [0, 1, 2]
         assert {launch().shape for _, launch in launches} == {(2, 3, 8, 8)}
     assert len(set(closed)) == 3
-    monkeypatch.setattr(gpu_rows, "_parameters", lambda runner: {"rewrites", "contexts"})
+    monkeypatch.setattr(gpu_launches, "_parameters", lambda runner: {"rewrites", "contexts"})
     with ExitStack() as stack:
-        ((_, launch),) = gpu_rows.launches_of(row, None, SimulatedGpu(), stack)
+        ((_, launch),) = gpu_launches.launches_of(row, None, SimulatedGpu(), stack)
         assert launch().shape == (3 * 2, 3, 8, 8)
     assert len(set(closed)) == 4
 

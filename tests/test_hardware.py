@@ -19,7 +19,7 @@ from conftest import write_clip
 import vsr
 from engines import load_model
 from engines.errors import MediaError
-from vsr import hardware, pipeline
+from vsr import choices, hardware, pipeline
 from vsr.arguments import parser, to_config
 from vsr.config import UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
@@ -31,9 +31,11 @@ from vsr.hardware import (
     gpu_planes,
     nvdec,
 )
+from vsr.job_key import job_key
 from vsr.pixels import read_planes, separated, write_planes
 from vsr.sequence import SequenceReader
-from vsr.video import Reader, Timed
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 SEMI_PLANAR = [("yuv420p", "nv12", 8), ("yuv420p10le", "p010le", 10)]
 CUDA = torch.device("cuda", 0)
@@ -291,7 +293,7 @@ def test_auto_tries_nvdec_for_an_engine_on_a_gpu_and_falls_back_quietly(
     caplog.set_level(logging.INFO, "vsr")
     reader = RefusingReader()
     config = UpscaleConfig(source=tmp_path / "clip.mp4", decoder=decoder)
-    pipeline.choose_decoder(config, reader, torch.device(device))
+    choices.choose_decoder(config, reader, torch.device(device))
     assert reader.asked == asked
     assert all(record.levelno == logging.INFO for record in caplog.records)
     assert len(caplog.records) == asked
@@ -320,7 +322,7 @@ def test_a_job_is_another_one_with_another_decoder(plain_clip, tiny_weights):
 
     def key(asked, used):
         config = UpscaleConfig(source=plain_clip, decoder=asked)
-        return pipeline.job_key(config, model, engine, (76, 100), decoder=used)
+        return job_key(config, model, engine, (76, 100), decoder=used)
 
     assert key("auto", "cpu") == key("cpu", "cpu")
     assert key("auto", "nvdec") != key("auto", "cpu")
@@ -339,7 +341,7 @@ def test_a_job_whose_clip_nvdec_decodes_ends_in_the_same_output(
 
     expected = upscale("cpu.mp4")
     assert not nvdec_stand_in
-    choose = pipeline.choose_decoder
+    choose = choices.choose_decoder
     monkeypatch.setattr(
         pipeline, "choose_decoder", lambda config, reader, _: choose(config, reader, CUDA)
     )

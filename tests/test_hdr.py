@@ -81,7 +81,7 @@ def test_what_is_incomplete_is_left_out():
 
 
 def test_dolby_vision_is_said_to_lose_its_layer(plain_clip, monkeypatch, caplog):
-    monkeypatch.setattr("vsr.video._side_data", lambda _: {Type.DOVI_RPU_BUFFER: b""})
+    monkeypatch.setattr("vsr.clip._side_data", lambda _: {Type.DOVI_RPU_BUFFER: b""})
     with Reader(plain_clip):
         pass
     assert "plain.mp4 is Dolby Vision: its HDR10, HLG or SDR base is upscaled" in caplog.text

@@ -217,7 +217,7 @@ def test_clips_of_another_size_do_not_share_a_switch(made, config, tiny_weights)
 
 
 def test_a_journal_of_a_run_that_started_now_is_not_gone_on_with_without_it(config, made):
-    from vsr.pipeline import job_key
+    from vsr.job_key import job_key
 
     model = load_model(config.model)
     with KeptEngine() as kept:

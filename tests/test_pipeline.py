@@ -23,11 +23,12 @@ from engines import create_engine, load_model
 from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
 from engines.int8 import cpu_flags
-from vsr import pipeline, stages
+from vsr import stages
+from vsr.choices import needs_float32
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout
+from vsr.job_key import job_key
 from vsr.output import default_output
-from vsr.pipeline import needs_float32
 from vsr.pixels import read_layout
 from vsr.segments import SegmentedWriter
 from vsr.video import Reader
@@ -315,7 +316,7 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
     model = load_model(tiny_weights)
     config = UpscaleConfig(source=plain_clip, model=tiny_weights)
     engine = create_engine(model, backend="pytorch")
-    key = pipeline.job_key(config, model, engine, (76, 100), decoder="cpu")
+    key = job_key(config, model, engine, (76, 100), decoder="cpu")
     assert key["precision"] == "fp32"
 
 

@@ -15,10 +15,11 @@ import vsr
 from engines import BACKENDS, create_engine, load_model
 from engines.safety import SafeEngine
 from engines.tiles import TiledEngine
-from vsr import pipeline, stages
+from vsr import stages
+from vsr.choices import CHANGE_TILE
 from vsr.convert import PlaneLayout
 from vsr.pixels import read_planes
-from vsr.video import Timed
+from vsr.timeline import Timed
 
 upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast")
 
@@ -142,7 +143,7 @@ def test_only_what_changed_is_computed_and_the_frames_are_the_same(
     monkeypatch.setattr(TiledEngine, "_put", put)
     convert(tmp_path / "changed.mkv", tile=tile, changed_only=True)
     computed = len(windows)
-    convert(tmp_path / "tiled.mkv", tile=tile or pipeline.CHANGE_TILE)
+    convert(tmp_path / "tiled.mkv", tile=tile or CHANGE_TILE)
     assert computed < (len(windows) - computed) * (0.9 if tile is None else 0.5)
     convert(tmp_path / "whole.mkv")
     assert_same_frames(tmp_path / "changed.mkv", tmp_path / "tiled.mkv")

@@ -23,8 +23,8 @@ from engines.tiles import bytes_per_pixel
 from vsr import kept_engine, memory
 from vsr.convert import PlaneLayout
 from vsr.stages import chained
+from vsr.timeline import Timed
 from vsr.transfer import Host
-from vsr.video import Timed
 
 LAYOUT = PlaneLayout("yuv", chroma_step=(2, 2))
 SIZE = (40, 48)

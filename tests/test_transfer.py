@@ -19,8 +19,8 @@ from engines.base import Engine
 from engines.safety import SafeEngine
 from vsr.convert import PlaneLayout, from_rgb, to_rgb
 from vsr.stages import chained, device_of
+from vsr.timeline import Timed
 from vsr.transfer import Cuda, Host, Slots
-from vsr.video import Timed
 
 LAYOUT = PlaneLayout("yuv", chroma_step=(2, 2))
 LARGE = PlaneLayout("yuv", depth=10, chroma_step=(2, 2))

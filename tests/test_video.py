@@ -14,6 +14,7 @@ from conftest import write_clip
 
 from engines.errors import MediaError
 from vsr.convert import PlaneLayout
+from vsr.ffmpeg import other_packets
 from vsr.pixels import (
     format_name,
     guess_matrix,
@@ -22,7 +23,8 @@ from vsr.pixels import (
     read_planes,
     write_planes,
 )
-from vsr.video import Reader, Timeline, other_packets
+from vsr.timeline import Timeline
+from vsr.video import Reader
 
 
 def test_info_says_what_the_clip_is(tmp_path):

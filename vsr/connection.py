@@ -14,8 +14,10 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.address import Address
+from vsr.ffmpeg import reason
 from vsr.liveclock import LiveClock
-from vsr.video import Reader, Timed, reason
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

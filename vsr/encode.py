@@ -14,6 +14,7 @@ from av.codec.context import Flags
 from torch import Tensor
 
 from engines.errors import MediaError
+from vsr.clip import FULL_RANGE, MATRICES, UNTAGGED, ClipInfo, ColourTags
 from vsr.convert import Matrix, PlaneLayout
 from vsr.hardware import NVENC, GpuPictures, check_nvenc
 from vsr.hdr import StaticMetadata, encoder_options
@@ -26,14 +27,7 @@ from vsr.pixels import (
     write_planes,
 )
 from vsr.siting import output_siting, siting_options
-from vsr.video import (
-    FULL_RANGE,
-    MATRICES,
-    UNTAGGED,
-    ClipInfo,
-    ColourTags,
-    Timed,
-)
+from vsr.timeline import Timed
 
 log = logging.getLogger(__name__)
 

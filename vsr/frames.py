@@ -30,6 +30,7 @@ from engines.errors import MediaError
 from engines.safety import SafeEngine
 from vsr.config import Progress, UpscaleConfig
 from vsr.convert import oriented
+from vsr.ffmpeg import reason
 from vsr.journal import changes, lock, partial_folder, sync_folder
 from vsr.memory import automatic_strip
 from vsr.output import OutputExists, refuse_other_shape
@@ -41,7 +42,8 @@ from vsr.sequence import SequenceReader
 from vsr.stages import QUEUE_DEPTH, StageMeters, announced, chained
 from vsr.still import enlarged, stored_format, warn_of_precision
 from vsr.threads import in_thread
-from vsr.video import Reader, Timed, reason
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Literal
 
 from engines.errors import BackendUnavailable, MediaError, WeightsError
 from vsr.config import Result, UpscaleConfig
+from vsr.ffmpeg import reason
 from vsr.output import OutputExists, default_suffix
 from vsr.pattern import Pattern, pattern_in
-from vsr.video import reason
 
 STILL_SUFFIXES = frozenset(
     {".avif", ".bmp", ".exr", ".jpeg", ".jpg", ".jxl", ".pgm", ".png", ".ppm", ".tga", ".tif"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engines.errors import MediaError
-from vsr.video import reason
+from vsr.ffmpeg import reason
 
 if sys.platform == "win32":
     import msvcrt
@@ -48,7 +48,7 @@ class Journal:
     """What `journal.json` holds."""
 
     key: dict[str, Any]
-    """everything that shapes the segments; see `vsr.pipeline.job_key`"""
+    """everything that shapes the segments; see `vsr.job_key.job_key`"""
     segments: list[Segment] = field(default_factory=list)
     finished: bool = False
     """whether the last segment is the clip's last"""

@@ -25,7 +25,8 @@ from vsr.address import Address
 from vsr.connection import OPEN_SECONDS, PICTURE_SECONDS, Connection, Stopped, connections
 from vsr.latest import LatestFrames
 from vsr.liveclock import LiveClock, Pace
-from vsr.video import Reader, Timed
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

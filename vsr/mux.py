@@ -20,10 +20,11 @@ from av.format import Flags as Format
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
+from vsr.ffmpeg import file_url, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
 from vsr.unkept import kept_metadata, stream_metadata
-from vsr.video import Reader, file_url, other_packets, reason
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,11 @@ import av
 from av.error import FFmpegError
 
 from vsr import unkept
+from vsr.ffmpeg import other_packets, reason
 from vsr.sound import SoundConverter, known_layout, sound_codec
 from vsr.subtitles import SubtitleConverter, loses_style, subtitle_codec
-from vsr.video import JUMP_SECONDS, Reader, Timeline, other_packets, reason
+from vsr.timeline import JUMP_SECONDS, Timeline
+from vsr.video import Reader
 
 Way = Literal["copy", "convert", "leave"]
 

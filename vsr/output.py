@@ -7,10 +7,11 @@ from pathlib import Path
 
 from engines.errors import MediaError, UnsupportedShape
 from vsr.address import Address
+from vsr.clip import ClipInfo
 from vsr.config import UpscaleConfig
+from vsr.ffmpeg import reason
 from vsr.journal import awaits_removal
 from vsr.pattern import Pattern
-from vsr.video import ClipInfo, reason
 
 # input suffixes whose container the output keeps; any other clip becomes .mp4
 _KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}

@@ -24,8 +24,9 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from engines.errors import MediaError
+from vsr.clip import FULL_RANGE, INVERTED_ASPECT
 from vsr.convert import Kind, PlaneLayout
-from vsr.video import FULL_RANGE, INVERTED_ASPECT, reason
+from vsr.ffmpeg import reason
 
 PNG_SUFFIXES = frozenset({".png"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})

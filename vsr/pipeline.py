@@ -20,42 +20,37 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engines import Backend, Building, Engine, Precision, load_model
+from engines import Backend, Building, Precision, load_model
 from engines.errors import MediaError
 from engines.safety import SafeEngine
-from engines.weights import Model
-from vsr import segments
 from vsr.address import Address, is_address
+from vsr.choices import choose_decoder, needs_float32, tile_side
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
-from vsr.hardware import Decoder, HardwareUnavailable
+from vsr.hardware import Decoder
 from vsr.inputs import open_reader
+from vsr.job_key import job_key
 from vsr.kept_engine import KeptEngine
-from vsr.live import LiveStream
-from vsr.memory import automatic_strip, automatic_tile, peak_bytes
+from vsr.live_job import record
+from vsr.memory import automatic_strip, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
-from vsr.recording import record_frames
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
 from vsr.stages import StageMeters, chained, device_of
 from vsr.stdout import STDOUT, check_stdout, upscale_to_stdout
 from vsr.still import upscale_still
-from vsr.version import __version__
-from vsr.video import ClipInfo, Reader
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
-
-CHANGE_TILE = 64  # of --changed-only; smaller ones leave out more, but overlap more
 
 
 def upscale(
@@ -191,7 +186,7 @@ def run(
             here leaves none in it. None: the engine ends with the job.
     """
     if isinstance(config.source, Address):
-        return _record(config, config.source, progress, stop or threading.Event(), kept)
+        return record(config, config.source, progress, stop or threading.Event(), kept)
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
         _check(config, named)
@@ -235,7 +230,7 @@ def run(
             frames, resumed, reused = _kind_of_job(output)(
                 config, reader, engine, output, size, key, progress
             )
-        _say_what_was_recomputed(engine)
+        engine.say_what_was_recomputed()
         return Result(
             input=config.source,
             output=output,
@@ -255,14 +250,6 @@ def run(
         )
 
 
-def _say_what_was_recomputed(engine: SafeEngine) -> None:
-    if engine.recomputed:
-        log.warning(
-            "%d frames that came out not finite or black were computed again in float32",
-            engine.recomputed,
-        )
-
-
 def _kind_of_job(output: Path) -> Callable[..., tuple[int, int, int]]:
     if output == STDOUT:
         return upscale_to_stdout
@@ -279,64 +266,8 @@ def _check(config: UpscaleConfig, output: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# The kinds of job
+# From clip to clip
 # --------------------------------------------------------------------------------------------------
-
-
-def _record(
-    config: UpscaleConfig,
-    address: Address,
-    progress: Callable[[Progress], None],
-    stop: threading.Event,
-    kept: KeptEngine | None,
-) -> Result:
-    """Record a live stream. The model comes first: what streams in meanwhile would be lost."""
-    named = None if config.output is None or config.output.is_dir() else config.output
-    if named is not None:
-        check_output(address, named, overwrite=config.overwrite)
-    with ExitStack() as stack:
-        kept = kept or stack.enter_context(KeptEngine())
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        loaded = load_model(config.model, texture=config.texture)
-        engine = kept.engine(config, loaded)
-        stack.push(lambda kind, *_: kept.close() if kind else None)
-        live = stack.enter_context(
-            LiveStream(
-                address, depth=config.live_depth, reconnect_seconds=config.reconnect_seconds,
-                stop=stop, threads=config.threads, deinterlace=config.deinterlace,
-            )
-        )  # fmt: skip
-        reader = live.open()
-        began = time.monotonic()
-        if config.region is not None:
-            reader.cut(config.region)
-        size = output_size(config, reader.info, loaded.scale)
-        output = named or default_output(config, reader.info, loaded.scale)
-        check_output(address, output, overwrite=config.overwrite)
-        safe = SafeEngine(engine, side=tile_side(config, engine, reader.info.size))
-        stack.callback(safe.close_exact)
-        frames, reused = record_frames(config, live, reader, safe, output, size, progress)
-        _say_what_was_recomputed(safe)
-        return Result(
-            input=address,
-            output=output,
-            frames=frames,
-            input_size=reader.info.size,
-            output_size=size,
-            seconds=time.monotonic() - began,
-            model=loaded.name,
-            texture=loaded.texture,
-            backend=engine.backend,
-            precision=engine.precision,
-            peak_bytes=peak_bytes(),
-            switched_at=kept.switched_at,
-            reused=reused,
-            recomputed=safe.recomputed,
-            dropped=live.latest.dropped,
-            reconnects=live.reconnects,
-        )
 
 
 def _upscale_clip(
@@ -402,69 +333,3 @@ def _upscale_clip(
                 )
         writer.commit()
     return writer.frames, writer.resumed, reused
-
-
-def choose_decoder(config: UpscaleConfig, reader: Reader, device: torch.device) -> None:
-    """Decode a clip where the configuration has it.
-
-    Raises:
-        MediaError: NVDEC is asked for by name and cannot.
-    """
-    if config.decoder == "cpu" or (config.decoder == "auto" and device.type != "cuda"):
-        return
-    try:
-        reader.decode_on(device)
-    except HardwareUnavailable as error:
-        if config.decoder == "nvdec":
-            raise MediaError(
-                f"decoder nvdec, {config.source}: {error}: use --decoder cpu"
-            ) from error
-        log.info("%s is decoded on the CPU: %s", config.source, error)
-    else:
-        log.info("%s is decoded by NVDEC", config.source)
-
-
-def needs_float32(info: ClipInfo) -> bool:
-    """Tell whether a CPU must compute in float32: int8 would cut deep samples to eight bits."""
-    return info.layout.depth > 8 and not torch.cuda.is_available()
-
-
-def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
-    """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
-    if config.tile is not None:
-        return config.tile
-    side = automatic_tile(engine, size)
-    if side is not None:
-        log.warning(
-            "%dx%d is much for the memory that is free: computed in tiles of %d pixels",
-            size[1], size[0], side,
-        )  # fmt: skip
-    if config.changed_only:
-        return min(CHANGE_TILE, side or CHANGE_TILE)
-    return side
-
-
-def job_key(
-    config: UpscaleConfig, model: Model, engine: Engine, size: tuple[int, int], *, decoder: str
-) -> dict[str, Any]:
-    """Name all but the source that shapes the output's frames: a job goes on if none of it changes.
-
-    The source is known by `Reader.stamp`.
-    """
-    key = asdict(config)
-    for name in (
-        "source", "output", "overwrite", "resume", "live", "live_depth", "reconnect_seconds",
-    ):  # fmt: skip
-        del key[name]
-    key |= {
-        "model": model.sha256,
-        "decoder": decoder,
-        "backend": engine.backend,
-        "precision": engine.precision,
-        "output size": size,
-        "versions": {
-            "vsr": __version__, "torch": torch.__version__, "av": version("av"),
-        },
-        "segment frames": segments.SEGMENT_FRAMES,
-    }  # fmt: skip
-    return key

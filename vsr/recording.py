@@ -24,14 +24,16 @@ from engines.errors import MediaError
 from vsr.config import Progress, UpscaleConfig
 from vsr.connection import Stopped
 from vsr.encode import EncoderSettings, PictureEncoding
+from vsr.ffmpeg import file_url, reason
 from vsr.journal import sync_folder
 from vsr.live import LiveStream
 from vsr.mux import EXACT_SUFFIXES, reasons
 from vsr.output import kept_aspect_ratio
 from vsr.picture import new_partial
 from vsr.stages import StageMeters, chained
+from vsr.timeline import JUMP_SECONDS, Timed, Timeline
 from vsr.unkept import kept_metadata, left_out
-from vsr.video import JUMP_SECONDS, Reader, Timed, Timeline, file_url, reason
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

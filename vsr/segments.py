@@ -33,6 +33,7 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
+from vsr.ffmpeg import reason
 from vsr.journal import (
     Journal,
     Segment,
@@ -46,7 +47,8 @@ from vsr.journal import (
 )
 from vsr.mux import EXACT_SUFFIXES, Muxer, compare_times
 from vsr.packets import Packet, PacketFile, read_packets, read_times, sha256
-from vsr.video import Reader, Timed, reason
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

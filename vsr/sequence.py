@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from engines.errors import MediaError
+from vsr.clip import ClipInfo
 from vsr.convert import PlaneLayout
+from vsr.ffmpeg import reason
 from vsr.pattern import Pattern, gaps
-from vsr.video import ClipInfo, Reader, Timed, reason
+from vsr.timeline import Timed
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

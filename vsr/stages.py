@@ -20,8 +20,8 @@ from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
 from vsr.strips import StripUpscaler
 from vsr.threads import Meter, in_thread
+from vsr.timeline import Timed
 from vsr.transfer import Cuda, Device, Host, Slot, Slots
-from vsr.video import Timed
 
 T = TypeVar("T")
 

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from engines import Engine
 from engines.errors import MediaError
+from vsr.clip import ClipInfo
 from vsr.config import Progress, UpscaleConfig
 from vsr.convert import PlaneLayout
+from vsr.ffmpeg import reason
 from vsr.memory import automatic_strip
 from vsr.output import kept_aspect_ratio
 from vsr.pixels import guess_matrix
 from vsr.stages import StageMeters, chained
-from vsr.video import ClipInfo, Reader, reason
+from vsr.video import Reader
 from vsr.y4m import Y4mHeader
 
 if sys.platform == "win32":

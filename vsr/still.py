@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engines.errors import MediaError
 from engines.safety import SafeEngine
+from vsr.clip import ClipInfo
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout, from_rgb, oriented, quarter_turn, resize, to_rgb
 from vsr.memory import automatic_strip
@@ -24,7 +25,7 @@ from vsr.picture import (
     write_file,
 )
 from vsr.strips import StripUpscaler
-from vsr.video import ClipInfo, Reader
+from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
-"""Reading clips and stills.
+"""Reading clips and stills: `Reader` decodes the picture into planes.
 
-`Reader` decodes the picture of a clip into planes; `other_packets` reads its other streams.
 Presentation timestamps are integers in the clip's own time base and pass through untouched; nothing
 is computed from a frame rate.
 """
@@ -8,27 +7,25 @@ is computed from a frame rate.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Set
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import av
-import numpy as np
 import torch
 from av.codec.hwaccel import HWAccel
 from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideDataType
 from torch import Tensor
 
 from engines.errors import MediaError
 from vsr.address import Address
-from vsr.convert import Matrix, PlaneLayout
+from vsr.clip import describe
 from vsr.deinterlace import deinterlaced
+from vsr.ffmpeg import file_url, reason
 from vsr.fingerprint import fingerprint
 from vsr.hardware import (
     HardwareUnavailable,
@@ -38,86 +35,15 @@ from vsr.hardware import (
     on_gpu,
     stored_format,
 )
-from vsr.hdr import StaticMetadata, parse
-from vsr.photo import read_tags
-from vsr.pixels import guess_matrix, planar_format, read_layout, read_planes
+from vsr.pixels import read_planes
 from vsr.region import Crop, Window, Zoom, window
-from vsr.siting import read_siting
+from vsr.timeline import JUMP_SECONDS, Timed, Timeline
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-# ITU-T H.273 matrix coefficients that we can compute with; 10 (BT.2020 constant luminance) is
-# treated as 9, as players do
-MATRICES: dict[int, Matrix] = {
-    1: "bt709",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    9: "bt2020",
-    10: "bt2020",
-}
-UNTAGGED = (0, 2, 3)  # RGB on a YUV format, unspecified, reserved
-FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
-# PyAV 18.1 frees the name of a PNG's ICC profile twice where its side data is looked at
-_BAD_SIDE_DATA = frozenset({"png", "apng"})
-# libavcodec takes a PNG's samples per unit for the sides of a sample, reading and writing
-INVERTED_ASPECT = frozenset({"png", "apng"})
-_DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
-_FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
-JUMP_SECONDS = 0.2  # a timestamp that far back is no late one but a new beginning
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
-
-
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[T]):
-    """Something to be shown at a time."""
-
-    value: T
-    pts: int
-    """presentation time, in ticks of the clip's time base"""
-    duration: int
-    """ticks; 0 when the clip does not say"""
-
-
-@dataclass(frozen=True, slots=True)
-class ColourTags:
-    """Numbers of ITU-T H.273, as the clip carries them; 2 (range: 0) is unspecified."""
-
-    primaries: int
-    transfer: int
-    matrix: int
-    range: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClipInfo:
-    """What a reader knows of a clip's picture once its first frame is decoded."""
-
-    path: Path | Address
-    size: tuple[int, int]
-    """(height, width) as stored, before rotation and sample aspect ratio; of the region if cut"""
-    layout: PlaneLayout
-    tags: ColourTags
-    alpha: bool
-    """whether each frame carries an alpha plane after the others"""
-    is_still: bool
-    sample_aspect_ratio: Fraction
-    """width : height of a sample; 1 when the clip does not say"""
-    time_base: Fraction
-    """seconds a tick"""
-    average_rate: Fraction
-    """frames a second, for the encoder's rate control and estimates only"""
-    frames: int | None
-    """number of frames as the container says or its duration suggests"""
-    display_matrix: tuple[int, ...] | None
-    """nine numbers that rotate or mirror the frame for display"""
-    hdr: StaticMetadata
 
 
 class Reader:
@@ -201,7 +127,9 @@ class Reader:
                 self._first = next(self._decoded)
             self._expects_fields = deinterlace is not None
             self._makes_frames_of_fields = bool(deinterlace)
-            self.info, self._format = self._describe(self._first)
+            self.info, self._format = describe(
+                path, self.container, self.stream, self._first, is_still=self._is_still()
+            )
             self._stored_size = self.info.size
             self._window: Window | None = None
         except BaseException:
@@ -419,161 +347,3 @@ class Reader:
             or self.container.format.name == "image2"
             or (isinstance(self._path, Path) and self._path.suffix.lower() in _STILL_SUFFIXES)
         )
-
-    def _describe(self, frame: av.VideoFrame) -> tuple[ClipInfo, str]:
-        stream, context = self.stream, self.stream.codec_context
-        name = planar_format(frame.format)
-        kind, depth, step, full, alpha = read_layout(name)
-        is_still = self._is_still()
-        if frame.format.has_palette:  # which may hold transparent colours, and seldom does
-            alpha = bool((read_planes(frame.reformat(format=name))[-1] < 255).any())
-        if frame.format.name.startswith("ya"):  # grey with alpha, read as equal R, G, B
-            kind = "grey"
-        tags = ColourTags(
-            frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range
-        )
-        if kind == "yuv" and tags.matrix not in MATRICES and tags.matrix not in UNTAGGED:
-            raise MediaError(f"{self._path} has colour matrix {tags.matrix} (H.273), not supported")
-        guess: Matrix = "bt601" if is_still else guess_matrix(frame.height, frame.width)
-        full = full or tags.range == FULL_RANGE
-        if kind == "grey" and is_still:
-            full = full or tags.range == 0
-        deepest = max(component.bits for component in frame.format.components)
-        if deepest > 16:
-            log.warning("%s has %d bits a sample: rounded to 16", self._path, deepest)
-        side_data = {} if context.name in _BAD_SIDE_DATA else _side_data(frame)
-        display_matrix = _display_matrix(frame, side_data)
-        if is_still and isinstance(self._path, Path):
-            display_matrix = read_tags(self._path).display_matrix or display_matrix
-        if _DOLBY_VISION & side_data.keys():
-            log.warning(
-                "%s is Dolby Vision: its HDR10, HLG or SDR base is upscaled, its Dolby Vision "
-                "layer is not kept",
-                self._path,
-            )
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
-        time_base = Fraction(stream.time_base or Fraction(1, 1000))
-        rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
-        rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
-        seconds = float(stream.duration * time_base) if stream.duration else 0.0
-        if not seconds and self.container.duration:
-            seconds = self.container.duration / av.time_base
-        info = ClipInfo(
-            path=self._path,
-            size=(frame.height, frame.width),
-            layout=PlaneLayout(
-                kind=kind,
-                depth=depth,
-                full_range=full,
-                matrix=MATRICES.get(tags.matrix, guess),
-                chroma_step=step,
-                siting=read_siting(frame, context.name) if step != (1, 1) else "left",
-            ),
-            tags=tags,
-            alpha=alpha,
-            is_still=is_still,
-            sample_aspect_ratio=1 / aspect if context.name in INVERTED_ASPECT else aspect,
-            time_base=time_base,
-            average_rate=Fraction(rate),
-            frames=stream.frames or round(seconds * rate) or None,
-            display_matrix=display_matrix,
-            hdr=parse(
-                side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
-                side_data.get(SideDataType.CONTENT_LIGHT_LEVEL),
-            ),
-        )
-        return info, name
-
-
-def other_packets(path: Path | Address, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
-    """Yield the packets of some streams, by their indices, in file order.
-
-    Where the file breaks off, so does this: the reader of its picture has said so. The file closes
-    with this generator, and a packet's `stream` must not be touched after that.
-
-    Raises:
-        FFmpegError: the file cannot be opened.
-    """
-    if not wanted:
-        return
-    with av.open(file_url(path), "r", metadata_errors="replace") as container:
-        packets = container.demux()
-        with suppress(FFmpegError):
-            for packet in packets:
-                if packet.size and packet.stream_index in wanted:
-                    yield packet
-
-
-class Timeline:
-    """Keeps timestamps increasing: as they are while they do, moved where they do not.
-
-    One that is missing, or a little late, follows its predecessor. Where they jump back by more
-    than `jump`, as in joined recordings, they and all that follow move on together.
-
-    Args:
-        jump: ticks.
-        repeats: whether two may have the same time, as subtitles may.
-
-    Attributes:
-        moved: timestamps that could not be kept, those after a jump aside.
-        jumps: how often they jumped back.
-    """
-
-    def __init__(self, *, jump: int, repeats: bool = False) -> None:
-        self.moved = 0
-        self.jumps = 0
-        self._jump = jump
-        self._least = 0 if repeats else 1
-        self._offset = 0
-        self._next: int | None = None
-        self._last: int | None = None
-
-    def place(self, time: int | None, duration: int) -> int:
-        """Return where to put something that wants to be at `time`, for `duration` ticks."""
-        placed = None if time is None else time + self._offset
-        if self._last is not None and placed is not None and placed < self._last + self._least:
-            if self._last - placed > self._jump and time is not None and self._next is not None:
-                self.jumps += 1
-                self._offset = self._next - time
-                placed = self._next
-            else:
-                placed = self._last + self._least
-                self.moved += 1
-        if placed is None:
-            placed = self._next if self._next is not None else 0
-            self.moved += 1
-        self._last, self._next = placed, placed + max(1, duration)
-        return placed
-
-
-def _side_data(frame: av.VideoFrame) -> dict[SideDataType, bytes]:
-    """Return a frame's side data by kind."""
-    try:
-        return {data.type: bytes(data) for data in cast(Any, frame.side_data)}
-    except ValueError:  # a kind of side data that PyAV has no name for, such as EXIF
-        return {}
-
-
-def _display_matrix(
-    frame: av.VideoFrame, side_data: dict[SideDataType, bytes]
-) -> tuple[int, ...] | None:
-    stored = side_data.get(SideDataType.DISPLAYMATRIX)
-    if stored is not None:
-        return tuple(int(value) for value in np.frombuffer(stored, np.int32))
-    turn = frame.rotation % 360  # where a kind without a name hides the matrix
-    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}.get(turn, (1, 0))
-    matrix = (cos, -sin, 0, sin, cos, 0, 0, 0)
-    return (*(value << 16 for value in matrix), 1 << 30) if turn else None
-
-
-def file_url(path: Path | Address) -> str:
-    """Name a file for FFmpeg, which takes "a:b.mp4" for a protocol called a."""
-    return path.url if isinstance(path, Address) else f"file:{path}"
-
-
-def reason(error: Exception) -> str:
-    """Say in a few words what a library complained of, with the last line of its log."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = text[:1].lower() + text[1:]
-    last = getattr(error, "log", None)
-    return f"{text} ({' '.join(str(last[2]).split())})" if last else text

@@ -25,9 +25,10 @@ from av.codec.hwaccel import HWAccel
 
 from engines.errors import MediaError
 from vsr.convert import PlaneLayout, Siting
+from vsr.ffmpeg import reason
 from vsr.hardware import HardwareUnavailable
 from vsr.threads import waiting
-from vsr.video import Reader, reason
+from vsr.video import Reader
 
 if sys.platform == "win32":
     import msvcrt

@@ -1,0 +1,59 @@
+"""What is chosen for a job where its configuration leaves it open: decoder, precision, tiles."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from engines import Engine
+from engines.errors import MediaError
+from vsr.clip import ClipInfo
+from vsr.config import UpscaleConfig
+from vsr.hardware import HardwareUnavailable
+from vsr.memory import automatic_tile
+from vsr.video import Reader
+
+log = logging.getLogger(__name__)
+
+CHANGE_TILE = 64  # of --changed-only; smaller ones leave out more, but overlap more
+
+
+def choose_decoder(config: UpscaleConfig, reader: Reader, device: torch.device) -> None:
+    """Decode a clip where the configuration has it.
+
+    Raises:
+        MediaError: NVDEC is asked for by name and cannot.
+    """
+    if config.decoder == "cpu" or (config.decoder == "auto" and device.type != "cuda"):
+        return
+    try:
+        reader.decode_on(device)
+    except HardwareUnavailable as error:
+        if config.decoder == "nvdec":
+            raise MediaError(
+                f"decoder nvdec, {config.source}: {error}: use --decoder cpu"
+            ) from error
+        log.info("%s is decoded on the CPU: %s", config.source, error)
+    else:
+        log.info("%s is decoded by NVDEC", config.source)
+
+
+def needs_float32(info: ClipInfo) -> bool:
+    """Tell whether a CPU must compute in float32: int8 would cut deep samples to eight bits."""
+    return info.layout.depth > 8 and not torch.cuda.is_available()
+
+
+def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
+    """Return the side of the tiles to compute frames of (height, width) in; None: no tiles."""
+    if config.tile is not None:
+        return config.tile
+    side = automatic_tile(engine, size)
+    if side is not None:
+        log.warning(
+            "%dx%d is much for the memory that is free: computed in tiles of %d pixels",
+            size[1], size[0], side,
+        )  # fmt: skip
+    if config.changed_only:
+        return min(CHANGE_TILE, side or CHANGE_TILE)
+    return side
