@@ -194,7 +194,7 @@ def test_two_at_once_build_once(cache):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(30)
     assert results == [b"engine"] * 3
     assert build.count == 1
 
@@ -215,11 +215,11 @@ def test_the_lock_holds_between_processes(cache, caplog):
         text=True,
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        release = threading.Timer(0.3, lambda: holder.communicate("\n"))
+        release = threading.Timer(0.3, lambda: holder.communicate("\n", timeout=30))
         began = time.monotonic()
         release.start()
         cache.load_or_build(KEY, Builder(), bytes)
-        release.join()
+        release.join(30)
     assert time.monotonic() - began >= 0.3
     assert "waiting for another run that is building an engine" in caplog.text
 

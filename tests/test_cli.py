@@ -172,8 +172,9 @@ def test_version_and_help_answer_without_loading_pytorch():
             "finally: print('torch' in sys.modules)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+            [sys.executable, "-c", code],
+            cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
         assert expected in done.stdout
         assert done.stdout.splitlines()[-1] == "False"
 
@@ -419,7 +420,9 @@ def test_a_reader_of_stdout_that_went_away_is_no_error(tmp_path, tiny_weights):
     command = [sys.executable, "-m", "vsr", "upscale", source, "--weights", tiny_weights, "--json"]
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60
+    )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(probe(tmp_path / "in_x2.mp4").pts_seconds) == 10

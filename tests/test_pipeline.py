@@ -346,8 +346,9 @@ def test_a_full_disk_is_one_clear_error(tiny_weights, tmp_path):
     )
     arguments = ["upscale", source, "--weights", tiny_weights, "--backend", "pytorch", "--crf", "1"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 1
     assert re.fullmatch(r"vsr: error: cannot write .*in_x2.mp4: file too large.*\n", done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
@@ -374,7 +375,7 @@ def test_memory_does_not_grow_with_the_clip(tiny_weights, tmp_path):
         )  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", code, source, tiny_weights],
-            capture_output=True, text=True, check=True,
+            capture_output=True, text=True, check=True, timeout=100,
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] < 1.05 * peaks[0]

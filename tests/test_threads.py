@@ -37,16 +37,18 @@ def test_the_thread_runs_at_most_depth_ahead():
 
 
 def test_stages_overlap():
-    def slow(items):
+    """Nobody goes on before three stages are at work at once, each on an item of its own."""
+    together = threading.Barrier(3)
+
+    def meeting(items, at):
         for item in items:
-            time.sleep(0.02)
+            if item == at:
+                together.wait(timeout=30)
             yield item
 
-    began = time.monotonic()
-    stage = in_thread(slow(range(20)), depth=2, name="one")
-    stage = in_thread(slow(stage), depth=2, name="two")
-    assert list(slow(stage)) == list(range(20))
-    assert time.monotonic() - began < 0.9  # one after the other: 1.2 s
+    stage = in_thread(meeting(range(20), 2), depth=2, name="one")
+    stage = in_thread(meeting(stage, 1), depth=2, name="two")
+    assert list(meeting(stage, 0)) == list(range(20))
 
 
 def test_an_exception_comes_after_the_items_before_it():

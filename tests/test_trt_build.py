@@ -267,6 +267,7 @@ def test_nothing_of_tensorrt_or_cuda_is_imported_on_a_cpu_run(tmp_path, tiny_wei
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 

@@ -41,7 +41,7 @@ from vsr.inputs import open_reader
 from vsr.job_key import job_key
 from vsr.kept_engine import KeptEngine
 from vsr.live_job import record
-from vsr.memory import automatic_strip, peak_bytes
+from vsr.memory import automatic_strip, automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter

@@ -199,8 +199,7 @@ def upscaled(
     frames: Iterable[Timed[Staged | None]], engine: Engine
 ) -> Iterator[Timed[Staged | None]]:
     """Run the engine."""
-    for number, frame in enumerate(frames):
-        engine.frame_begins(number)
+    for frame in frames:
         staged = frame.value
         if staged is not None:
             with staged.slot.work():
