@@ -4,12 +4,13 @@
     thread    thread    thread    thread       the caller's thread
 
 On an NVIDIA GPU the three in the middle are one thread, which launches work and does not wait, and
-frames travel in the slots of `vsr.transfer`.
+frames travel in the slots of `vsr.transfer`, three of them, which bound its memory.
 
-Between two stages stands a queue of `QUEUE_DEPTH`, so at most `QUEUE_DEPTH` + 2 frames exist at
-each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is 54 W*H
-bytes before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 16 times as
-much after it, plus what the engine and the encoder hold.
+On a CPU a queue of `QUEUE_DEPTH` stands between two stages, so at most `QUEUE_DEPTH` + 2 frames
+exist at each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is
+54 W*H bytes before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 16 times as
+much after it, plus what the engine and the encoder hold. Where that is more than is free, enlarged
+frames are made strip by strip (see `vsr.strips`).
 """
 
 from __future__ import annotations

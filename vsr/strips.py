@@ -2,7 +2,8 @@
 
 Between the engine and the encoder a frame is float32 RGB at four times its size: 192 bytes a pixel
 of the input, 6.4 GB at 8K. Here it is never whole: a strip of rows goes through the engine, the
-shrinking and the conversion, and only its rows of the planes are kept (at most 24 bytes a pixel).
+shrinking and the conversion, and only its rows of the planes are kept (24 bytes a pixel for 8-bit
+4:2:0, 96 at most).
 
 Each step looks beyond the rows that it makes: the network by its receptive radius, the bicubic
 filter by its support, chroma by its step. So a strip is made with a margin that is then cut off,
