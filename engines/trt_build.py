@@ -72,11 +72,6 @@ class Profile:
         """Return the profile that takes one size only."""
         return cls(shape, shape, shape)
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether it takes one size only."""
-        return self.minimum == self.maximum
-
 
 @dataclass(frozen=True, slots=True)
 class TensorRT:

@@ -34,6 +34,7 @@ import vsr
 from engines.errors import MediaError
 from vsr.cli import main
 from vsr.connection import Stopped, connections
+from vsr.kept_engine import KeptEngine
 from vsr.latest import LatestFrames
 from vsr.liveclock import LiveClock, Pace
 from vsr.recording import Recording
@@ -468,6 +469,26 @@ def test_a_picture_at_an_address_is_refused(tiny_weights, tmp_path):
         pytest.raises(MediaError, match=r"a\.png is a picture, expected a stream"),
     ):
         record(f"http://127.0.0.1:{server.port}/a.png", tmp_path / "o.mkv", model=tiny_weights)
+
+
+def test_a_deep_stream_is_not_computed_in_eight_bits(stream, tiny_weights, tmp_path, monkeypatch):
+    made = []
+
+    def engine(kept, config, model, size=None):
+        made.append(original(kept, config, model, size))
+        if config.precision == "auto":
+            made[-1].precision = "int8"
+        return made[-1]
+
+    original = KeptEngine.engine
+    monkeypatch.setattr(KeptEngine, "engine", engine)
+    monkeypatch.setattr("vsr.live_job.needs_float32", lambda info: True)
+    with TcpServer(stream, seconds=0.2) as server:
+        result = record(
+            server.url, tmp_path / "out.mkv", model=tiny_weights, reconnect_seconds=0
+        )  # fmt: skip
+    assert (len(made), result.precision) == (2, "fp32")
+    assert made[0] is not made[1]
 
 
 def test_reading_has_a_time_limit(stream, tiny_weights, tmp_path):

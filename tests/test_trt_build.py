@@ -287,5 +287,4 @@ def test_impossible_options_are_refused():
 
 
 def test_a_fixed_profile_takes_one_size():
-    assert FIXED.is_fixed
-    assert not FREE.is_fixed
+    assert FIXED.minimum == FIXED.optimum == FIXED.maximum

@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
 from engines import load_model
 from engines.safety import SafeEngine
 from vsr.address import Address
-from vsr.choices import tile_side
+from vsr.choices import needs_float32, tile_side
 from vsr.config import Progress, Result, UpscaleConfig
 from vsr.kept_engine import KeptEngine
 from vsr.live import LiveStream
@@ -59,6 +60,9 @@ def record(
             )
         )  # fmt: skip
         reader = live.open()
+        if config.precision == "auto" and engine.precision == "int8" and needs_float32(reader.info):
+            config = replace(config, precision="fp32")
+            engine = kept.engine(config, loaded)
         began = time.monotonic()
         if config.region is not None:
             reader.cut(config.region)
