@@ -107,6 +107,23 @@ def test_one_sample_of_difference_in_any_plane_is_no_repetition(plane, tiny_weig
     assert results[2] is results[1]
 
 
+@pytest.mark.parametrize("kind", ["whole", "changed only", "strips"])
+def test_the_stages_announce_each_frame_once(kind, tiny_weights):
+    planes = [torch.full(shape, 90, dtype=torch.uint8) for shape in LAYOUT.plane_sizes(6, 8)]
+    frames = [Timed([plane + index for plane in planes], index, 1) for index in range(3)]
+    bare = create_engine(load_model(tiny_weights), backend="pytorch")
+    engine = SafeEngine(bare, side=16 if kind == "changed only" else None)
+    numbers = []
+    engine.frame_begins = numbers.append
+    with ExitStack() as stack:
+        chain = stages.chained(
+            iter(frames), LAYOUT, engine, LAYOUT, (12, 16), stack,
+            changed_only=kind == "changed only", strip_rows=4 if kind == "strips" else None,
+        )  # fmt: skip
+        assert len(list(chain)) == 3
+    assert numbers == [0, 1, 2]
+
+
 # --- --changed-only -------------------------------------------------------------------------------
 
 

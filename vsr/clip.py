@@ -131,11 +131,7 @@ def describe(
         )
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     time_base = Fraction(stream.time_base or Fraction(1, 1000))
-    rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
-    rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
-    seconds = float(stream.duration * time_base) if stream.duration else 0.0
-    if not seconds and container.duration:
-        seconds = container.duration / av.time_base
+    rate, frames = _rate_and_length(container, stream, time_base)
     info = ClipInfo(
         path=path,
         size=(frame.height, frame.width),
@@ -152,8 +148,8 @@ def describe(
         is_still=is_still,
         sample_aspect_ratio=1 / aspect if context.name in INVERTED_ASPECT else aspect,
         time_base=time_base,
-        average_rate=Fraction(rate),
-        frames=stream.frames or round(seconds * rate) or None,
+        average_rate=rate,
+        frames=frames,
         display_matrix=display_matrix,
         hdr=parse(
             side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
@@ -161,6 +157,18 @@ def describe(
         ),
     )
     return info, name
+
+
+def _rate_and_length(
+    container: av.container.InputContainer, stream: av.VideoStream, time_base: Fraction
+) -> tuple[Fraction, int | None]:
+    """Return frames a second and number of frames, as far as the container says or suggests."""
+    rates = (stream.average_rate, stream.guessed_rate, Fraction(25))
+    rate = next(rate for rate in rates if rate and 0 < rate <= _FASTEST_RATE)
+    seconds = float(stream.duration * time_base) if stream.duration else 0.0
+    if not seconds and container.duration:
+        seconds = container.duration / av.time_base
+    return Fraction(rate), stream.frames or round(seconds * rate) or None
 
 
 def _side_data(frame: av.VideoFrame) -> dict[SideDataType, bytes]:
