@@ -36,7 +36,7 @@ class Recipe:
     holds: str
     """what the clip is there for"""
     codec: str = "libx264"
-    size: tuple[int, int] = (48, 64)
+    size: tuple[int, int] = (64, 80)
     """(height, width)"""
     pixel_format: str = "yuv420p"
     options: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from conftest import write_clip
 from media import probe
 
 import vsr
+from engines.errors import MediaError
 from vsr.convert import PlaneLayout
 from vsr.pixels import write_planes
 from vsr.video import Reader
@@ -60,3 +61,10 @@ def test_chroma_that_an_encoder_cannot_hold_is_said(tiny_weights, tmp_path, capl
     upscale(source, tmp_path / "out.mp4", model=tiny_weights, encoder="libsvtav1")
     assert "yuv422p10le becomes yuv420p10le, with less chroma" in caplog.text
     assert probe(tmp_path / "out.mp4").pixel_format == "yuv420p10le"
+
+
+def test_libx265_is_not_given_pictures_that_it_cannot_hold(tiny_weights, tmp_path):
+    source = write_clip(tmp_path / "in.mp4", size=(24, 64))
+    with pytest.raises(MediaError, match="libx265 cannot be trusted with 128x48: it needs 64"):
+        upscale(source, tmp_path / "out.mp4", model=tiny_weights, encoder="libx265")
+    assert not (tmp_path / "out.mp4").exists()

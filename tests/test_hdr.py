@@ -36,13 +36,13 @@ def write_hdr10(path: Path) -> Path:
     words = hdr.encoder_options("libx265", hdr.StaticMetadata(DISPLAY, LIGHT))
     with av.open(str(path), "w") as container:
         options = {"x265-params": "log-level=none:" + words["x265-params"]}
-        stream = container.add_stream("libx265", rate=25, width=64, height=48, options=options)
+        stream = container.add_stream("libx265", rate=25, width=64, height=64, options=options)
         stream.pix_fmt = "yuv420p10le"
         context = stream.codec_context
         context.color_primaries, context.color_trc, context.colorspace = 9, 16, 9
         context.color_range = 1
         for index in range(3):
-            frame = av.VideoFrame(64, 48, "yuv420p10le")
+            frame = av.VideoFrame(64, 64, "yuv420p10le")
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

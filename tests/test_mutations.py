@@ -24,7 +24,9 @@ def clips(tmp_path_factory) -> list[Path]:
     milliseconds, frames = Fraction(1, 1000), Fraction(1, 25)
     return [
         write_clip(folder / "a.mp4", audio_seconds=1),
-        write_clip(folder / "b.mkv", pts=TIMES, time_base=milliseconds, codec="libx265"),
+        write_clip(
+            folder / "b.mkv", pts=TIMES, time_base=milliseconds, codec="libx265", size=(64, 80)
+        ),
         write_clip(
             folder / "c.avi", pts=tuple(range(25)), time_base=frames, codec="mpeg4",
             audio_seconds=1,

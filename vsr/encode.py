@@ -32,6 +32,7 @@ from vsr.timeline import Timed
 log = logging.getLogger(__name__)
 
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
+_LEAST_X265 = 64  # pixels; x265 4.2 writes beyond its memory where a picture is much smaller
 _MATRIX_TAGS: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}
 
 
@@ -287,6 +288,11 @@ def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
 
 
 def _check_size(size: tuple[int, int], layout: PlaneLayout, encoder: str) -> None:
+    if encoder == "libx265" and min(size) < _LEAST_X265:
+        raise MediaError(
+            f"libx265 cannot be trusted with {size[1]}x{size[0]}: it needs {_LEAST_X265} pixels in "
+            "both directions, libx264 does not"
+        )
     down, across = layout.chroma_step if layout.kind == "yuv" else (1, 1)
     if size[0] % down or size[1] % across:
         raise MediaError(
