@@ -23,6 +23,7 @@ from engines.int8 import (
     with_int8_weights,
 )
 from engines.networks import Network
+from engines.signal_stack import own_signal_stack
 from engines.weights import Model
 
 BF16_FLAG = "amx_bf16"
@@ -65,8 +66,10 @@ class OpenVINOEngine(Engine):
             raise BackendUnavailable(
                 f"backend 'openvino' needs OpenVINO: pip install openvino ({error})"
             ) from error
-        self._core = openvino.Core()
-        if "CPU" not in self._core.available_devices:
+        with own_signal_stack():  # the plugin is loaded when first asked for something
+            self._core = openvino.Core()
+            devices = self._core.available_devices
+        if "CPU" not in devices:
             raise BackendUnavailable("backend 'openvino' found no CPU device on this machine")
         form = None if precision == "fp32" else load_int8(model)
         here = f" for {model.name!r} of texture {model.texture:g} here"
@@ -100,7 +103,8 @@ class OpenVINOEngine(Engine):
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
             self._network.reshape(list(shape))
-            compiled = self._core.compile_model(self._network, "CPU", self._options)
+            with own_signal_stack():
+                compiled = self._core.compile_model(self._network, "CPU", self._options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
         if len(self._compiled) == _KEPT_SHAPES:

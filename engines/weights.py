@@ -61,6 +61,15 @@ BUILT_IN: dict[str, BuiltIn] = {
         texture_sha256="f958958fe753a3f04da91d62f2f7e075bbba079665cd07f49b547497fb0ec42c",
         default_texture=0.5,
     ),
+    "srgan": BuiltIn(
+        file="srgan.safetensors",
+        sha256="39dfc7d50596d96eed21c86eb98d1ec1267a4cba0788991201b160fdc691e2dc",
+        licence="MIT",
+        summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
+        texture_file="srgan-texture.safetensors",
+        texture_sha256="49956d743056169f29c72b066007ce0725b70af07a3840ae20aebdae34bea69c",
+        default_texture=0.5,
+    ),
 }
 
 

@@ -317,3 +317,29 @@ def test_openvino_reports_nothing_to_anybody():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks there are others")
+def test_a_signal_still_finds_its_stack_after_an_engine_has_gone(tmp_path):
+    """OpenVINO gives the thread that loads it a stack for signals, and unmaps it from another."""
+    code = (
+        "import signal, threading, torch\n"
+        "from contextlib import closing\n"
+        "from engines import create_engine, load_model\n"
+        "def use():\n"
+        "    with closing(create_engine(load_model('srgan-lite'), backend='openvino')) as engine:\n"
+        "        engine(torch.rand(1, 3, 16, 16))\n"
+        "made = [create_engine(load_model('srgan-lite'), backend='openvino')]\n"
+        "made[0](torch.rand(1, 3, 16, 16))\n"
+        "def drop():\n"
+        "    made.pop().close()\n"
+        "thread = threading.Thread(target=drop); thread.start(); thread.join()\n"
+        "use()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('heard'))\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "heard\n")
