@@ -139,6 +139,8 @@ def test_ctrl_c_stops_the_build_at_its_next_step(library, graphs):
     finally:
         signal.signal(signal.SIGINT, before)
     builds = [thread for thread in threading.enumerate() if thread.name == "tensorrt-build"]
+    for thread in builds:
+        thread.join(20)
     assert not [thread for thread in builds if thread.is_alive()]
     assert not shares or shares[-1] < 0.5
 
