@@ -128,7 +128,10 @@ def parser() -> argparse.ArgumentParser:
         "with NVENC, and take its frames from its memory",
     )
     up.add_argument(
-        "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
+        "--crf",
+        type=float,
+        metavar="N",
+        help="quality, lower is better: 0 to 51 for libx264 (default: 16), to 63 for AV1 and VP9",
     )
     up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
     up.add_argument(
