@@ -209,7 +209,7 @@ def test_another_shape_is_not_distorted_and_said(plain_clip, tiny_weights, tmp_p
 
 @pytest.mark.parametrize("arguments", [{"scale": 2.5}, {"size": (100, 80)}])
 def test_more_than_the_model_gives_is_refused(arguments, plain_clip, tiny_weights, tmp_path):
-    with pytest.raises(UnsupportedShape, match="more than 2 times 50x38"):
+    with pytest.raises(UnsupportedShape, match=r"more than 2[, ].* the model reaches"):
         upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, **arguments)
     assert not list(tmp_path.iterdir())
 
