@@ -82,17 +82,18 @@ def create_engine(
     check_precision(precision)
     if backend != "auto":
         return _create(backend, model, precision, threads, building)
-    passed_over = []
+    passed_over: dict[str, str] = {}
     for name in _fastest_first():
         try:
             engine = _create(name, model, precision, threads, building)
         except BackendUnavailable as error:
-            log.warning("backend auto passes over %s: %s", name, error)
-            passed_over.append(str(error))
+            passed_over[name] = str(error)
         else:
+            for other, why in passed_over.items():  # where none serves, the error says it all
+                log.warning("backend auto passes over %s: %s", other, why)
             log.info("backend auto: %s", engine.description)
             return engine
-    raise BackendUnavailable(f"no back end serves: {'; '.join(passed_over)}")
+    raise BackendUnavailable(f"no back end serves: {'; '.join(passed_over.values())}")
 
 
 def check_precision(name: str) -> None:

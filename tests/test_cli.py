@@ -45,7 +45,7 @@ def test_upscale_writes_beside_the_input_and_says_so(tmp_path, tiny_weights, cap
     source = write_clip(tmp_path / "in.mp4")
     assert main(["upscale", str(source), "--weights", str(tiny_weights)]) == 0
     out, err = capsys.readouterr()
-    assert re.search(r"in_x2.mp4: 10 frames, 50x38 to 100x76, .* fps\), tiny on \w+", out)
+    assert re.search(r"in_x2.mp4: 10 frames, 50x38 to 100x76, .* fps\), tiny on \w+ fp32$", out)
     assert err == ""  # no bar where stderr is no terminal
     assert names_in(tmp_path) == ["in.mp4", "in_x2.mp4"]
 
@@ -197,10 +197,35 @@ def test_wrong_usage_exits_2(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_values_out_of_range_exit_2(capsys, plain_clip):
-    assert failure(capsys, "upscale", plain_clip, "--scale", "-1") == (
-        2, "vsr: error: scale must be above 0 and finite, got -1",
-    )  # fmt: skip
+@pytest.mark.parametrize("option", ["--scale", "--crf", "--texture", "--reconnect"])
+def test_what_is_no_number_is_answered_with_an_example(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["upscale", "a.mp4", option, "abc"])
+    said = rf"argument {option}: expected a number, for example \d.*, got abc"
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_precision_and_standard_output_are_named_in_the_last_line(tmp_path, tiny_weights, capfd):
+    source = write_clip(tmp_path / "in.mp4")
+    arguments = ["upscale", str(source), "-o", "-", "--weights", str(tiny_weights)]
+    assert main([*arguments, "--backend", "pytorch", "--precision", "fp32"]) == 0
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("standard output: 10 frames, ")
+    assert last.endswith(", tiny on pytorch fp32")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--texture", "2", "texture must be 0 to 1, got 2"),
+        ("--crf", "-1", "crf must be 0 or more, got -1"),
+        ("--crf", "99", "crf of libx264 must be 0 to 51, got 99"),
+        ("--scale", "0", "scale must be above 0 and finite, got 0"),
+        ("--scale", "-1", "scale must be above 0 and finite, got -1"),
+    ],
+)
+def test_values_out_of_range_exit_2(option, value, said, capsys, plain_clip):
+    assert failure(capsys, "upscale", plain_clip, option, value) == (2, f"vsr: error: {said}")
 
 
 def bad_inputs() -> list[str]:
@@ -208,7 +233,7 @@ def bad_inputs() -> list[str]:
         "missing", "folder", "text", "empty", "sound only", "no frames", "output exists",
         "output folder missing", "encoder unknown", "encoder of sound",
         "preset unknown", "model unknown", "pickle", "foreign weights", "container unknown",
-        "too large", "crf for an encoder without",
+        "too large", "size too large", "crf for an encoder without",
     ]  # fmt: skip
 
 
@@ -270,10 +295,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(kind, tmp_path, tiny_weights, 
             named, expected = "x.safetensors", "not one of our weights files"
         case "container unknown":
             output = tmp_path / "out.xyz"
-            named, expected = "out.xyz", "cannot write"
+            named, expected = "out.xyz", "names no container, use .mp4, .mkv, .mov or .webm"
         case "too large":
             more += ["--scale", 3]
-            named, expected = "50x38", "more than 2 times"
+            named, expected = "--scale 3", "more than 2, the largest"
+        case "size too large":
+            more += ["--size", "102x76"]
+            named, expected = "--size 102x76", "more than 2 times 50x38: the largest"
     before = sorted(tmp_path.rglob("*"))
     code, line = failure(capsys, "upscale", source, "-o", output, *more)
     assert code == 1

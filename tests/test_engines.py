@@ -280,7 +280,7 @@ def test_auto_takes_a_back_end_that_has_the_precision(model, monkeypatch, caplog
     assert "passes over openvino: backend 'openvino' computes in int8, not in fp32" in caplog.text
 
 
-def test_where_no_back_end_has_the_precision_each_says_why(model, monkeypatch):
+def test_where_no_back_end_has_the_precision_each_says_why_once(model, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for engine in ("engines.ov.OpenVINOEngine", "engines.pytorch.PyTorchEngine"):
         monkeypatch.setattr(f"{engine}.precisions", ("fp32",))
@@ -288,6 +288,7 @@ def test_where_no_back_end_has_the_precision_each_says_why(model, monkeypatch):
         BackendUnavailable, match=r"^no back end serves: backend 'openvino' .*; backend 'pytorch' "
     ):
         create_engine(model, precision="int8")
+    assert caplog.records == []
 
 
 def test_an_unknown_precision_is_named(model):

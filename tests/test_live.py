@@ -162,10 +162,13 @@ class Simulation:
                 raise Stopped("ended")
             case "bug":
                 raise RuntimeError("bug")
+            case "answers shortly":
+                return self.Connection(self, 1.0)
         return self.Connection(self)
 
     class Connection:
-        def __init__(self, simulation: Simulation) -> None:
+        def __init__(self, simulation: Simulation, brought_seconds: float = 60.0) -> None:
+            self.brought_seconds = brought_seconds
             self.number = next(simulation._numbers)
             self._simulation = simulation
 
@@ -195,6 +198,20 @@ def test_a_connection_that_comes_back_is_gone_on_with():
     assert stream.run() == [0, 1, 2]
     assert stream.pauses[:4] == [0.25, 0.5, 1, 0.25]  # patient anew with each
     assert stream.closed == [0, 1, 2]
+
+
+def test_connections_that_bring_next_to_nothing_do_not_make_it_patient_anew():
+    stream = Simulation(*["answers shortly"] * 50)
+    assert stream.run() == [0, 1, 2, 3, 4, 5, 6]
+    assert stream.pauses == [0.25, 0.5, 1, 2, 4, 2.25]
+    assert stream.now == 110
+    assert stream.closed == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_after_short_ones_a_lasting_connection_makes_it_patient_anew():
+    stream = Simulation("answers shortly", "answers shortly", "answers")
+    assert stream.run() == [0, 1, 2, 3]
+    assert stream.pauses == [0.25, 0.5, 1, 0.25, 0.5, 1, 2, 4, 2.25]
 
 
 def test_slow_attempts_count_and_know_what_is_left():
@@ -403,6 +420,62 @@ def test_http_is_received_with_its_password(stream, tiny_weights, tmp_path):
     assert server.requests[0].startswith(b"GET /live.ts?token=geheim ")
     assert b"Authorization: Basic YWRtaW46Z2VoZWlt" in server.requests[1]
     assert str(result.input) == f"http://***@127.0.0.1:{server.port}/live.ts?***"
+
+
+def lengthened(clip: bytes, length: int | None = None) -> bytes:
+    """Put HTTP's header with a length, by default the true one, before a clip."""
+    return HTTP % b"Content-Length: %d\r\n" % (length or len(clip)) + clip
+
+
+def warnings(caplog) -> list[str]:
+    return [record.message for record in caplog.records if "too fast" not in record.message]
+
+
+def test_a_file_that_says_its_length_is_recorded_once(stream, tiny_weights, tmp_path, caplog):
+    answer = lengthened(stream)
+    with TcpServer(*[answer] * 5, hears=True) as server:
+        result = record(
+            f"http://127.0.0.1:{server.port}/a.ts", tmp_path / "out.mkv", model=tiny_weights,
+            live_depth=50,
+        )  # fmt: skip
+    assert (result.frames, result.reconnects) == (25, 0)
+    (said,) = warnings(caplog)
+    assert "it is a file, which has ended" in said
+
+
+@pytest.mark.parametrize("kind", ["says no length", "breaks off"])
+def test_a_file_that_starts_anew_is_recorded_once(
+    kind, stream, tiny_weights, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("vsr.connection._LASTING_SECONDS", 0.5)  # the clip has a second
+    answer = HTTP % b"" + stream
+    if kind == "breaks off":
+        answer = lengthened(stream, 2 * len(stream))
+    with TcpServer(*[answer] * 5, hears=True) as server:
+        result = record(
+            f"http://127.0.0.1:{server.port}/a.ts", tmp_path / "out.mkv", model=tiny_weights,
+            live_depth=50,
+        )  # fmt: skip
+    assert (result.frames, result.reconnects) == (25, 0)
+    broke_off, said = warnings(caplog)
+    assert "broke off" in broke_off
+    assert "the stream starts anew each time: it is a file" in said
+
+
+def test_a_live_stream_over_http_that_begins_anew_with_other_pictures_goes_on(
+    stream, tiny_weights, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("vsr.connection._LASTING_SECONDS", 0.5)
+    other = write_ts(tmp_path / "b.ts", size=(76, 100)).read_bytes()
+    stop = threading.Event()
+    with TcpServer(HTTP % b"" + stream, HTTP % b"" + other, hears=True) as server:
+        result = record(
+            f"http://127.0.0.1:{server.port}/a.ts", tmp_path / "out.mkv", model=tiny_weights,
+            live_depth=50, stop=stop,
+            progress=lambda progress: progress.frames == 50 and stop.set(),
+        )  # fmt: skip
+    assert (result.frames, result.reconnects) == (50, 1)
+    assert "connected again" in caplog.text
 
 
 def test_rtsp_is_received_with_its_password_and_again(stream, tiny_weights, tmp_path, caplog):

@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     target = up.add_mutually_exclusive_group()
     target.add_argument(
-        "--scale", type=float, metavar="S", help="factor up to the model's own, e.g. 2 or 1.5"
+        "--scale", type=_factor, metavar="S", help="factor up to the model's own, e.g. 2 or 1.5"
     )
     target.add_argument(
         "--size", type=_size, metavar="WxH", help="output size; the picture's shape is kept"
@@ -128,7 +128,10 @@ def parser() -> argparse.ArgumentParser:
         "with NVENC, and take its frames from its memory",
     )
     up.add_argument(
-        "--crf", type=float, metavar="N", help="quality, lower is better (default: 16 for libx264)"
+        "--crf",
+        type=_quality,
+        metavar="N",
+        help="quality, lower is better: 0 to 51 for libx264 (default: 16), to 63 for AV1 and VP9",
     )
     up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
     up.add_argument(
@@ -205,7 +208,7 @@ def _add_live(up: argparse.ArgumentParser) -> None:
     )
     live.add_argument(
         "--reconnect",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="try so long to get a broken connection back, then end the recording (default: 10)",
@@ -267,7 +270,7 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     weights.add_argument("--weights", type=Path, metavar="FILE", help="own .safetensors weights")
     p.add_argument(
         "--texture",
-        type=float,
+        type=_share,
         metavar="T",
         help="0: fidelity, nothing is added that the input does not hold: the choice for "
         "evidence, medicine and measuring; 1: all the texture that the model has learned to "
@@ -279,6 +282,31 @@ def _add_verbosity(p: argparse.ArgumentParser) -> None:
     how = p.add_mutually_exclusive_group()
     how.add_argument("-q", "--quiet", action="store_true", help="errors only, no progress bar")
     how.add_argument("-v", "--verbose", action="store_true", help="say more; tracebacks on errors")
+
+
+def _number(text: str, example: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, for example {example}, got {text}"
+        ) from None
+
+
+def _factor(text: str) -> float:
+    return _number(text, "2 or 1.5")
+
+
+def _quality(text: str) -> float:
+    return _number(text, "20")
+
+
+def _share(text: str) -> float:
+    return _number(text, "0 or 0.5")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, "10")
 
 
 def _rate(text: str) -> Fraction:

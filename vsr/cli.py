@@ -232,11 +232,12 @@ def _run_one(
 def _to_text(result: Result) -> str:
     (height, width), (out_height, out_width) = result.input_size, result.output_size
     texture = f" with texture {result.texture:g}" if result.texture else ""
+    name = "standard output" if str(result.output) == "-" else result.output
     dropped = f", {result.dropped} dropped" if result.dropped else ""
     return (
-        f"{result.output}: {result.frames} frame{'s' * (result.frames != 1)}{dropped}, "
+        f"{name}: {result.frames} frame{'s' * (result.frames != 1)}{dropped}, "
         f"{width}x{height} to {out_width}x{out_height}, {result.seconds:.1f} s "
-        f"({result.fps:.2f} fps), {result.model}{texture} on {result.backend}"
+        f"({result.fps:.2f} fps), {result.model}{texture} on {result.backend} {result.precision}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import get_args
 from engines import Backend, Precision, check_precision
 from engines.tiles import SMALLEST_TILE
 from vsr.address import Address
+from vsr.encode import check_crf
 from vsr.hardware import Decoder
 from vsr.region import Crop, Zoom
 
@@ -83,8 +84,8 @@ class UpscaleConfig:
         if self.texture is not None and not 0 <= self.texture <= 1:
             raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
         check_precision(self.precision)
-        if self.crf is not None and not 0 <= self.crf < inf:
-            raise ValueError(f"crf must be 0 or more, got {self.crf:g}")
+        if self.crf is not None:
+            check_crf(self.encoder, self.crf)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
         if self.start_now and self.backend != "tensorrt":

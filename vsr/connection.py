@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import av
+import torch
 from av.error import FFmpegError
 from torch import Tensor
 
@@ -28,9 +30,11 @@ PLAYLIST_SECONDS = 20.0
 """the same over HTTP, where the next segment of a playlist may take its time"""
 PICTURE_SECONDS = 20.0
 """from opening to the first frame, which may have to wait for a key frame"""
+_PLAYLISTS = {"hls", "dash"}
 _PROBE_MICROSECONDS = 2_000_000  # of stream; FFmpeg's own 5 s would all be delay
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 4.0
+_LASTING_SECONDS = 3.0  # of stream; a connection that brings less has not come back
 
 
 class Stopped(MediaError):
@@ -44,7 +48,9 @@ class Connection:
         reader: of it.
         codecs: of its sound.
         is_bursty: whether it comes faster than it is to be shown, in pieces.
-        is_finite: whether it says how long it is: something recorded that a server plays.
+        is_finite: whether it says how long it is, in seconds or in bytes: something recorded that
+            a server plays.
+        brought_seconds: from the first frame to the newest, in the stream's time.
 
     Args:
         address: of the stream.
@@ -72,14 +78,19 @@ class Connection:
         self._until = time.monotonic() + PICTURE_SECONDS
         container = _open(address, seconds)
         self.is_bursty = container.format.name == "hls"
+        self._is_http = address.scheme.startswith("http")
         self.is_finite = bool(container.duration)
-        if self.is_finite and address.scheme.startswith("http"):
+        if self.is_finite and self._is_http:
             duration_seconds = (container.duration or 0) / av.time_base
             container.close()
             raise MediaError(
                 f"{address} is a clip of {duration_seconds:.1f} s, not live: to be downloaded, "
                 "and the file upscaled"
             )
+        if self._is_http and container.format.name not in _PLAYLISTS:
+            self.is_finite = container.size > 0  # with a playlist it is that of the list
+        self.brought_seconds = 0.0
+        self._first_frame: tuple[Fraction, list[Tensor]] | None = None
         self._sounds = [stream.index for stream in container.streams.audio]
         self.codecs = [(s.name, s.rate, s.channels) for s in container.streams.audio]
         self.reader = Reader(address, container=container, watch=self._watch, **settings)
@@ -91,10 +102,23 @@ class Connection:
             log.warning("%s: its sound has changed, and is left out from here", self._address)
             self._sounds = []
 
+    def begins_as(self, other: Connection) -> bool:
+        """Tell whether a server of files gave the same one again: same first time and picture.
+
+        A live stream may do so too, where it begins with the last key frame and was cut at once:
+        hence only after one that lasted, or that has a length.
+        """
+        if self.is_bursty or self._first_frame is None or other._first_frame is None:
+            return False
+        if other.brought_seconds < _LASTING_SECONDS and not other.is_finite:
+            return False
+        (at, planes), (other_at, other_planes) = self._first_frame, other._first_frame
+        return at == other_at and all(map(torch.equal, planes, other_planes))
+
     def frames(self, line: LiveClock) -> Iterator[Timed[list[Tensor]]]:
         """Yield the frames, in ticks of the time line."""
         time_base = self.reader.info.time_base
-        frames = self.reader.frames()
+        frames, began = self.reader.frames(), Fraction(0)
         while True:
             try:
                 frame = next(frames, None)
@@ -105,11 +129,15 @@ class Connection:
                 return
             at = frame.pts * time_base
             if self._line is None:
+                began = at
                 line.connected(at)
                 self._line = line
+                if self._is_http:
+                    self._first_frame = at, [plane.clone() for plane in frame.value]
                 for number, packet in self._early:
                     self._place(number, packet, line)
                 self._early.clear()
+            self.brought_seconds = float(at - began)
             yield Timed(frame.value, line.place(at), line.ticks(frame.duration * time_base))
 
     def close(self) -> None:
@@ -167,6 +195,8 @@ def _open(address: Address, seconds: float) -> av.container.InputContainer:
 class Connected(Protocol):
     """One connection to a stream."""
 
+    brought_seconds: float
+
     def close(self) -> None:
         """End it."""
 
@@ -184,6 +214,9 @@ def connections(
 ) -> Iterator[C]:
     """Yield one connection after the other; the next is wanted when the one before has ended.
 
+    Those in a row that bring less than some seconds of stream share one time to give up after, and
+    the pauses grow on over them.
+
     Args:
         first: connection.
         connect: makes another within so many seconds, or raises a MediaError.
@@ -192,13 +225,16 @@ def connections(
         pause: waits for so many seconds; true: stop.
     """
     connection: C | None = first
+    until: float | None = None
+    wait = _FIRST_PAUSE_SECONDS
     while connection is not None:
         try:
             yield connection
         finally:
             connection.close()
+        if until is None or connection.brought_seconds >= _LASTING_SECONDS:
+            until, wait = clock() + give_up_seconds, _FIRST_PAUSE_SECONDS
         connection = None
-        until, wait = clock() + give_up_seconds, _FIRST_PAUSE_SECONDS
         while connection is None and (left := until - clock()) > 0:
             if pause(min(wait, left)):
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from typing import Any, cast
 
 import av
@@ -44,6 +45,8 @@ class EncoderKind:
     """name of the option that takes the constant quality"""
     default_quality: float
     """visually lossless"""
+    worst_quality: int
+    """the largest value there is; the smallest is 0"""
     default_preset: str | None
     options: tuple[tuple[str, str], ...] = ()
     presets: tuple[str, ...] = ()
@@ -56,16 +59,29 @@ _X26X_PRESETS = (
 )
 
 ENCODERS: dict[str, EncoderKind] = {
-    "libx264": EncoderKind("crf", 16, "fast", presets=_X26X_PRESETS),
+    "libx264": EncoderKind("crf", 16, 51, "fast", presets=_X26X_PRESETS),
     "libx265": EncoderKind(
-        "crf", 18, "fast", (("x265-params", "log-level=none"),), presets=_X26X_PRESETS
+        "crf", 18, 51, "fast", (("x265-params", "log-level=none"),), presets=_X26X_PRESETS
     ),
-    "libsvtav1": EncoderKind("crf", 20, "8"),
-    "libvpx-vp9": EncoderKind("crf", 20, None, (("row-mt", "1"),)),
-    "h264_nvenc": EncoderKind("cq", 17, "p5"),
-    "hevc_nvenc": EncoderKind("cq", 19, "p5"),
-    "av1_nvenc": EncoderKind("cq", 22, "p5"),
+    "libsvtav1": EncoderKind("crf", 20, 63, "8"),
+    "libvpx-vp9": EncoderKind("crf", 20, 63, None, (("row-mt", "1"),)),
+    "h264_nvenc": EncoderKind("cq", 17, 51, "p5"),
+    "hevc_nvenc": EncoderKind("cq", 19, 51, "p5"),
+    "av1_nvenc": EncoderKind("cq", 22, 63, "p5"),
 }
+
+
+def check_crf(encoder: str, crf: float) -> None:
+    """Refuse a quality outside the encoder's range, which libx264 would cut to it silently.
+
+    Raises:
+        ValueError: it is.
+    """
+    kind = ENCODERS.get(encoder)
+    if not 0 <= crf < inf:
+        raise ValueError(f"crf must be 0 or more, got {crf:g}")
+    if kind is not None and crf > kind.worst_quality:
+        raise ValueError(f"crf of {encoder} must be 0 to {kind.worst_quality}, got {crf:g}")
 
 
 @dataclass(frozen=True, slots=True)

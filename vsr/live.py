@@ -138,26 +138,33 @@ class LiveStream:
 
     def _receive_all(self, first: Connection) -> None:
         line = LiveClock(first.reader.info.time_base, time.monotonic)
-        lost_at = 0.0
+        lost_at, before = 0.0, first
         for connection in connections(
             first, self._connect, give_up_seconds=self._reconnect_seconds,
             clock=time.monotonic, pause=self._pause,
         ):  # fmt: skip
             if connection is not first:
-                self.reconnects += 1
-                log.warning(
-                    "%s: connected again after %.1f s",
-                    self.address, time.monotonic() - lost_at,
-                )  # fmt: skip
                 connection.join(first)
-            pace = Pace(time.monotonic)
+            pace, is_new = Pace(time.monotonic), connection is not first
             for frame in connection.frames(line):
+                if is_new and connection.begins_as(before):
+                    log.warning("%s: the stream starts anew each time: it is a file", self.address)
+                    return
+                if is_new:
+                    self.reconnects += 1
+                    log.warning(
+                        "%s: connected again after %.1f s",
+                        self.address, time.monotonic() - lost_at,
+                    )  # fmt: skip
+                    is_new = False
                 if connection.is_bursty:
                     self._pause(pace.early_seconds(float(frame.pts * first.reader.info.time_base)))
                 self.latest.put(frame)
                 if self._is_ended():
                     return
+            before = connection
             if connection.is_finite and connection.reader.broke_off is None:
+                self._say_that_it_was_a_file()
                 return  # to ask again would be to begin anew
             if self._is_ended():
                 return
@@ -169,6 +176,13 @@ class LiveStream:
             )  # fmt: skip
         if not self._is_ended():
             log.warning("%s: no connection any more, the recording ends", self.address)
+
+    def _say_that_it_was_a_file(self) -> None:
+        if self.address.scheme.startswith("http"):  # which gives a file as fast as it can
+            log.warning(
+                "%s: it is a file, which has ended: downloaded first, it is upscaled whole",
+                self.address,
+            )
 
     def _why(self, connection: Connection) -> str:
         return self.address.scrub(connection.reader.broke_off or "its sender has closed it")

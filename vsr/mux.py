@@ -95,7 +95,10 @@ class Muxer:
             self._container = av.open(file_url(self._path), "w", container_options=options)
         except (FFmpegError, OSError, ValueError) as error:
             self._path.unlink(missing_ok=True)
-            raise MediaError(f"cannot write {self._output}: {reason(error)}") from error
+            said = reason(error)
+            if isinstance(error, ValueError) and not isinstance(error, FFmpegError):  # PyAV's own
+                said = "its suffix names no container, use .mp4, .mkv, .mov or .webm"
+            raise MediaError(f"cannot write {self._output}: {said}") from error
         reader, source = self._reader, self._reader.container
         try:
             self._stream = encoding.add_stream(self._container)

@@ -37,10 +37,14 @@ def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int,
             max(1, round(height * factor / even)) * even,
             max(1, round(width * factor / even)) * even,
         )
+    if config.scale is not None and config.scale > scale:
+        raise UnsupportedShape(
+            f"--scale {config.scale:g} is more than {scale}, the largest that the model reaches"
+        )
     if size[0] > height * scale or size[1] > width * scale:
         raise UnsupportedShape(
-            f"{size[1]}x{size[0]} is more than {scale} times {width}x{height}, "
-            "which is as far as the model goes"
+            f"--size {size[1]}x{size[0]} is more than {scale} times {width}x{height}: the largest "
+            f"that the model reaches is {width * scale}x{height * scale}"
         )
     return size
 
