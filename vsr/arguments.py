@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
         "--changed-only",
         action="store_true",
         help="compute only the tiles that differ from the frame before, with the same result: "
-        "quicker for a still camera with a clean picture, slower with movement or noise",
+        "for a still camera with a clean picture and an engine slower than the encoder",
     )
     up.add_argument(
         "--start-now",
