@@ -21,6 +21,12 @@ NO_GPU = "needs an NVIDIA GPU and a CUDA build of PyTorch"
 REAL_CLIPS = Path(__file__).parents[2] / "shared" / "data" / "clips"
 
 
+def pytest_configure() -> None:
+    """Hear Ctrl-C in a background job too, where shells have it ignored; children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none, or fail it where one is required."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
