@@ -94,8 +94,8 @@ class OpenVINOEngine(Engine):
         """Return the precisions there are, the one that is best here first."""
         flags = cpu_flags()
         offered: list[Precision] = ["fp32"]
-        if form is not None:
-            offered.insert(0 if form.passed and flags & INT8_FLAGS else 1, "int8")
+        if form is not None and flags & INT8_FLAGS:  # without them sums saturate at 16 bits
+            offered.insert(0 if form.passed else 1, "int8")
         if BF16_FLAG in flags:
             offered.append("bf16")
         return tuple(offered)

@@ -83,9 +83,15 @@ def form_of(model, *, gate=GATE) -> tuple[torch.nn.Module, Int8Form]:
     return net, replace(to_form(net, layers, model), gate=gate)
 
 
+needs_int8 = pytest.mark.skipif(
+    not cpu_flags() & INT8_FLAGS, reason="the CPU has neither VNNI nor AMX"
+)
+
+
 # --- the tool -------------------------------------------------------------------------------------
 
 
+@needs_int8
 def test_the_tool_makes_a_form_that_the_engine_takes(model, photos, capsys):
     path = model.int8_path.parent / "tiny.safetensors"
     folders = ["--data", str(photos), "--eval", str(photos.parent)]
@@ -137,6 +143,7 @@ def test_training_reaches_weights_slopes_and_steps(model):
 # --- the graph ------------------------------------------------------------------------------------
 
 
+@needs_int8
 def test_the_engine_computes_what_the_tool_simulated(model, monkeypatch):
     net, form = form_of(model)
     write_forms(model.int8_path, [form])
@@ -306,6 +313,7 @@ def test_shipped_forms_are_of_the_shipped_weights_and_passed(name, texture):
     assert {"Set5", "Set14", "BSD100"} <= form.gate["loss_db"].keys()
 
 
+@needs_int8
 @pytest.mark.parametrize(("name", "texture"), SHIPPED)
 def test_a_ramp_has_no_bands_in_int8(name, texture):
     model = load_model(name, texture=texture)
