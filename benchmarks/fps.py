@@ -10,8 +10,10 @@ process of its own. Input: the first frames of
 
 Stages, each alone with all cores to itself, over frames prepared beforehand: decode, convert
 (planes to RGB), engine, convert back (RGB to planes), encode (x264 with the default settings of
-`vsr`). End to end: the program's own chain of threads, once with a null sink, once the whole of
-`vsr upscale` with the encoder. The first frames of each are a warm-up and do not count.
+`vsr`). Where the back end makes the planes itself, in its graph, there is no convert back, and the
+engine's figures hold it. Engine alone: from RGB to RGB, in any case. End to end: the program's own
+chain of threads, once with a null sink, once the whole of `vsr upscale` with the encoder. The first
+frames of each are a warm-up and do not count.
 
 A frame's time is the time between two frames that come out. A decoder and an encoder work ahead or
 behind in threads of their own, so that their frames/s, from the whole time with its flush, say more
@@ -64,8 +66,10 @@ from torch import Tensor  # noqa: E402
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
+from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
+from vsr.finish import planes_finish  # noqa: E402
 from vsr.memory import peak_bytes  # noqa: E402
 from vsr.pipeline import run  # noqa: E402
 from vsr.stages import (  # noqa: E402
@@ -326,11 +330,13 @@ def measure_backend(
     )
     engine(torch.zeros(1, 3, *protocol.size, dtype=engine.dtype, device=engine.device))
     load_seconds = time.perf_counter() - began
+    share_threads(engine, protocol.threads)
     with closing(engine):
-        stages, null = measure_stages(engine, source, protocol)
+        stages, alone, null = measure_stages(engine, source, protocol)
     macs = macs_per_lr_pixel(model.net)
     ceiling = rate / (macs * protocol.size[0] * protocol.size[1])
-    alone = stages["engine"]["fps"]
+    # with a finish as part of the graph, what it adds to the engine is what converting back costs
+    inside = sum(stages[name]["cpu_ms"] for name in STAGES[1:-1] if name in stages)
     return {
         "backend": engine.backend,
         "precision": engine.precision,
@@ -338,26 +344,23 @@ def measure_backend(
         "sha256": model.sha256,
         "load_seconds": round(load_seconds, 3),
         "stages": stages,
+        "engine_alone": alone,
         "end_to_end": {"null sink": null, "encoder": whole},
         "reused_frames": reused,
         "ratios": {
-            "null_sink_to_engine": round(null["fps"] / alone, 3),
+            "null_sink_to_engine": round(null["fps"] / alone["fps"], 3),
             "cpu_with_encoder_to_sum_of_stages": round(
                 whole["cpu_ms"] / sum(stage["cpu_ms"] for stage in stages.values()), 3
             ),
             "cores_busy_with_encoder": round(
                 whole["cpu_ms"] * whole["fps"] / 1000 / protocol.threads, 3
             ),
-            "conversions_to_engine": round(
-                (stages["convert"]["cpu_ms"] + stages["convert back"]["cpu_ms"])
-                / stages["engine"]["cpu_ms"],
-                3,
-            ),
+            "conversions_to_engine": round(inside / alone["cpu_ms"] - 1, 3),
         },
         "roofline": {
             "macs_per_lr_pixel": macs,
             "ceiling_fps": round(ceiling, 3),
-            "share_reached": round(alone / ceiling, 3),
+            "share_reached": round(alone["fps"] / ceiling, 3),
         },
         "peak_bytes": peak,
     }
@@ -392,8 +395,8 @@ def measure_program(
 
 def measure_stages(
     engine: Engine, source: Path, protocol: Protocol
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure each stage alone, and the chain with a null sink."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Measure each stage alone, the engine from RGB to RGB, and the chain with a null sink."""
     height, width = protocol.size
     size = (height * engine.scale, width * engine.scale)
     count, threads = protocol.frames, protocol.threads
@@ -414,15 +417,21 @@ def measure_stages(
     stages["convert"] = timed(
         finished(to_rgb_frames(iter(filled), info.layout, engine), engine), protocol, rgb.append
     )
-    stages["engine"] = timed(finished(upscaled(iter(rgb), engine), engine), protocol)
-    large = list(upscaled(iter(rgb[:LARGE_FRAMES]), engine))
-    back = to_plane_frames(islice(cycle(large), count), encoding.layout, size)
-    stages["convert back"] = timed(finished(back, engine), protocol)
+    alone = timed(finished(upscaled(iter(rgb), engine), engine), protocol)
+    finish = planes_finish(encoding.layout, engine.scale)
+    if finish is not None and engine.fuses(finish):
+        whole = upscaled(iter(rgb), engine, finish, size)
+        stages["engine"] = timed(finished(whole, engine), protocol)
+    else:
+        stages["engine"] = dict(alone)
+        large = list(upscaled(iter(rgb[:LARGE_FRAMES]), engine))
+        back = to_plane_frames(islice(cycle(large), count), encoding.layout, size)
+        stages["convert back"] = timed(finished(back, engine), protocol)
     stages["encode"] = timed(encoded(planes, encoding), protocol)
     total = sum(1 / stage["fps"] for stage in stages.values())
     for stage in stages.values():
         stage["share"] = round(1 / stage["fps"] / total, 3)
-    return stages, null
+    return stages, alone, null
 
 
 def owned(frame: Timed[list[Tensor]], engine: Engine) -> Timed[list[Tensor]]:
@@ -513,6 +522,7 @@ def print_row(row: dict[str, Any]) -> None:
     print(f"{'':<22}{'median ms':>10}{'p95 ms':>10}{'CPU ms':>10}{'frames/s':>10}{'share':>8}")
     for name, stage in row["stages"].items():
         print(f"{name:<22}{table_cells(stage)}{stage['share']:>8.1%}")
+    print(f"{'engine alone':<22}{table_cells(row['engine_alone'])}")
     for name, whole in row["end_to_end"].items():
         print(f"{'end to end, ' + name:<22}{table_cells(whole)}")
     roofline, ratios = row["roofline"], row["ratios"]
@@ -564,7 +574,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     height = 0.8 / max(1, len(rows))
     for index, row in enumerate(rows):
-        values = [row["stages"][name]["cpu_ms"] for name in STAGES]
+        values = [row["stages"].get(name, {"cpu_ms": 0})["cpu_ms"] for name in STAGES]
         places = [place + index * height for place in range(len(STAGES))]
         bars = axes.barh(places, values, height, label=f"{row['backend']} {row['precision']}")
         axes.bar_label(bars, fmt="%.1f", padding=3)

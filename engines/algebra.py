@@ -12,6 +12,9 @@ The moved kernel holds the weights of the old one, each once for every position 
 zeros elsewhere. It multiplies more zeros, and fills the matrix units instead of leaving all but 3
 of their columns idle. Whether that is faster is a question to the machine.
 
+`without_shuffle` leaves out the last pixel shuffle: what follows it can then be made before it,
+where the pixels that share a place of the input lie side by side as channels (`engines.finish`).
+
 The lite generator adds its input, copied 16 times, to what its last convolution makes. As a second,
 1x1 convolution the copying stays in the layout of the first, and the sum becomes part of it. And
 its shuffle is written as three of one channel, for which a compiler leaves the channels-last layout
@@ -104,9 +107,34 @@ class ConvolutionalLite(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Upscale frames (see `engines.networks`)."""
         x = self.tail(self.body(frames)) + self.nearest(frames)  # (N, 3*s*s, H, W)
+        if isinstance(self.shuffle, nn.Identity):
+            return cast(Tensor, x)
         batch, channels, height, width = x.shape
         x = self.shuffle(x.reshape(batch * 3, channels // 3, height, width))
         return cast(Tensor, x).reshape(batch, 3, *x.shape[2:])  # (N, 3, s*H, s*W)
+
+
+def without_shuffle(module: nn.Module) -> tuple[nn.Sequential, int] | None:
+    """Leave out the pixel shuffle that a rewritten network ends in; the names of its layers stay.
+
+    Args:
+        module: what `rewrite` returned, clamping; left unchanged, and its weights are shared.
+
+    Returns:
+        The module, (N, 3, H, W) to (N, 3*k*k, m*H, m*W) in [0, 1], and k: a shuffle by it would
+        give the network's result. None where the network ends otherwise.
+    """
+    if not isinstance(module, nn.Sequential) or not isinstance(module[-1], nn.Hardtanh):
+        return None
+    net = copy.copy(module[0])
+    net._modules = dict(net._modules)  # not those of the original
+    if isinstance(net, ConvolutionalLite):
+        factor, net.shuffle = net.shuffle.upscale_factor, nn.Identity()  # type: ignore[assignment]
+    elif isinstance(net, Generator) and isinstance(net.tail, nn.Sequential):
+        factor, net.tail = net.tail[-1].upscale_factor, net.tail[:-1]  # type: ignore[assignment]
+    else:
+        return None
+    return nn.Sequential(net, module[-1]), int(factor)
 
 
 def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:

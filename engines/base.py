@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import BackendUnavailable, UnsupportedShape
+from engines.finish import Finish
 from engines.weights import Model
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
@@ -77,6 +78,27 @@ class Engine(ABC):
         self._check(frames)
         result = self._run(frames)
         return result if self.clamps else result.clamp_(0, 1)
+
+    def fuses(self, finish: Finish) -> bool:
+        """Tell whether `finished` runs network and finish as one, which takes less work."""
+        del finish
+        return False
+
+    def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
+        """Upscale one frame, and return what `finish` makes of the result.
+
+        Args:
+            frames: (1, 3, H, W), as the contract has it.
+            finish: is called with the result in float32; where the back end fuses it, values differ
+                by the rounding of float32 sums.
+
+        Returns:
+            Fresh contiguous tensors on the device.
+
+        Raises:
+            As a call.
+        """
+        return finish(self(frames).float())
 
     def verdict(self) -> Tensor | None:
         """Whether any result since the last verdict is spoilt, (1,) bool on the device.

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.algebra import Rewrites, rewrite
+from engines.algebra import Rewrites, rewrite, without_shuffle
 from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
+from engines.finish import Finish
 from engines.int8 import (
     INT8_FLAGS,
     Int8Form,
@@ -30,13 +31,16 @@ BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""
 
 _KEPT_SHAPES = 2  # whole frames and their tiles
+_Key = tuple[Finish | None, tuple[int, ...]]
+_DTYPES = {"f32": torch.float32, "u8": torch.uint8}
 _TELEMETRY = "openvino_telemetry"
 
 
 class OpenVINOEngine(Engine):
     """The network compiled by OpenVINO for the CPU.
 
-    A size that is not among the last two costs a reshape and a compilation.
+    A size that is not among the last two costs a reshape and a compilation. A finish becomes part
+    of the graph where the network ends in a pixel shuffle.
 
     Args:
         model: the weights.
@@ -80,15 +84,13 @@ class OpenVINOEngine(Engine):
         self._options["INFERENCE_PRECISION_HINT"] = "bf16" if chosen == "bf16" else "f32"
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
+        self._form = form if chosen == "int8" else None
         module = runtime_form(model.net)
-        if chosen == "int8" and form is not None:
-            self._network = convert(with_int8_weights(module, form), model.name)
-            insert_fake_quantize(self._network, form)
-        else:
-            self._network = convert(module, model.name)
-        self._shape: tuple[int, ...] = ()
+        self._module = module if self._form is None else with_int8_weights(module, self._form)
+        self._networks: dict[Finish | None, Any] = {None: self._converted(self._module)}
+        self._key: _Key = (None, ())
         self._request: Any = None
-        self._compiled: dict[tuple[int, ...], tuple[Any, Any]] = {}  # and a request, by shape
+        self._compiled: dict[_Key, tuple[Any, Any]] = {}  # and a request
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
@@ -100,29 +102,39 @@ class OpenVINOEngine(Engine):
             offered.append("bf16")
         return tuple(offered)
 
-    def _compile(self, shape: tuple[int, ...]) -> None:
+    def _converted(self, module: nn.Module) -> Any:
+        network = convert(module, self.model.name)
+        if self._form is not None:
+            insert_fake_quantize(network, self._form)
+        return network
+
+    def _compile(self, finish: Finish | None, shape: tuple[int, ...]) -> None:
         try:
-            self._network.reshape(list(shape))
+            network = self._networks[finish]
+            network.reshape(list(shape))
             with own_signal_stack():
-                compiled = self._core.compile_model(self._network, "CPU", self._options)
+                compiled = self._core.compile_model(network, "CPU", self._options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
         if len(self._compiled) == _KEPT_SHAPES:
             self._compiled.pop(next(iter(self._compiled)))
-        self._compiled[shape] = (compiled, compiled.create_infer_request())
+        self._compiled[finish, shape] = (compiled, compiled.create_infer_request())
 
-    def _take(self, shape: tuple[int, ...]) -> None:
-        """Make the network of a shape the one that runs next."""
-        if shape not in self._compiled:
-            self._compile(shape)
-        self._shape, self._request = shape, self._compiled[shape][1]
+    def _take(self, finish: Finish | None, shape: tuple[int, ...]) -> None:
+        """Make the network of a shape, with a finish or without, the one that runs next."""
+        key = (finish, shape)
+        if key == self._key:
+            return
+        if key not in self._compiled:
+            self._compile(finish, shape)
+        self._key, self._request = key, self._compiled[key][1]
 
     def kernels(self, kind: str) -> list[str]:
         """Return the number format of each kernel of a kind ("Convolution") that runs.
 
         Only after a call: what runs is decided by its size.
         """
-        nodes = self._compiled[self._shape][0].get_runtime_model().get_ordered_ops()
+        nodes = self._compiled[self._key][0].get_runtime_model().get_ordered_ops()
         infos = [node.get_rt_info() for node in nodes]
         return [
             info["runtimePrecision"].astype(str)
@@ -131,21 +143,49 @@ class OpenVINOEngine(Engine):
         ]
 
     def _run(self, frames: Tensor) -> Tensor:
-        if tuple(frames.shape) != self._shape:
-            self._take(tuple(frames.shape))
+        self._take(None, tuple(frames.shape))
+        return self._infer(frames)[0]
+
+    def fuses(self, finish: Finish) -> bool:
+        if finish in self._networks:
+            return True
+        cut = without_shuffle(self._module)
+        after = None if cut is None else finish.before_shuffle(cut[1])
+        if cut is None or after is None:
+            return False
+        # of the finishes the last alone is kept: a job has one, and a clip like the last has it too
+        self._networks = {None: self._networks[None]}
+        self._compiled = {key: kept for key, kept in self._compiled.items() if key[0] is None}
+        self._key = (None, ())
+        self._networks[finish] = self._converted(nn.Sequential(*cut[0], after).eval())
+        return True
+
+    def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
+        if not self.fuses(finish):
+            return super().finished(frames, finish)
+        self._check(frames)
+        self._take(finish, tuple(frames.shape))
+        return [channel for result in self._infer(frames) for channel in result[0]]
+
+    def _infer(self, frames: Tensor) -> list[Tensor]:
+        """Run the network that was taken; all that comes out is fresh."""
         openvino = import_openvino()
-        batch, channels, height, width = self._shape
-        result = torch.empty(batch, channels, height * self.scale, width * self.scale)
-        self._request.set_output_tensor(openvino.Tensor(result.numpy(), shared_memory=True))
-        # into our memory, so that nothing is copied afterwards
+        # into memory of our own, so that nothing is copied afterwards
+        results = [
+            torch.empty(tuple(port.shape), dtype=_DTYPES[port.element_type.get_type_name()])
+            for port in self._compiled[self._key][0].outputs
+        ]
+        for index, result in enumerate(results):
+            shared = openvino.Tensor(result.numpy(), shared_memory=True)
+            self._request.set_output_tensor(index, shared)
         self._request.infer([frames.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return result
+        return results
 
     def close(self) -> None:
-        """Give back the compiled network."""
+        """Give back the compiled networks."""
         self._request = None
         self._compiled.clear()
-        self._shape = ()
+        self._key = (None, ())
 
 
 def import_openvino() -> ModuleType:

@@ -98,12 +98,13 @@ def difference_db(result: Tensor, model: Model, frames: Tensor) -> float:
     squares = torch.zeros((), dtype=torch.float64, device=frames.device)
     overlap = receptive_radius(model.net)
     height, width = frames.shape[2:]
+    scale = (model.scale, model.scale)
     # TF32 has 11 bits: not what is meant by float32
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         for tile in tiles((height, width), side=_PART, overlap=overlap):
             part = net(frames[(..., *tile.window)]).clamp(0, 1)
-            expected = part[(..., *tile.of_window(model.scale))]
-            found = result[(..., *tile.of_result(model.scale))].float()
+            expected = part[(..., *tile.of_window(scale))]
+            found = result[(..., *tile.of_result(scale))].float()
             error = (found * 255).round() - (expected * 255).round()
             squares += error.double().square().sum()
     mean = float(squares) / result.numel()

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from engines.base import Engine
 from engines.errors import OutOfMemory
+from engines.finish import Finish
 from engines.pytorch import PyTorchEngine
-from engines.tiles import SMALLEST_TILE, TiledEngine
+from engines.tiles import SMALLEST_TILE, Known, TiledEngine
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BLACK = 0.5 / 255  # what is below comes out as 8-bit black
 LIT = 0.1  # a frame that reaches it has something to show
@@ -79,22 +83,39 @@ class SafeEngine(Engine):
         """Upscale frames (the contract is that of `Engine`)."""
         return self._run(frames)  # checked and clamped by the engine within
 
-    def update(self, frames: Tensor, last_frames: Tensor, last_result: Tensor) -> Tensor:
-        """Upscale frames of which the last ones' result is known (see `TiledEngine.update`).
+    def fuses(self, finish: Finish) -> bool:
+        return self._engine.fuses(finish)
+
+    def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
+        return self._with_memory(
+            lambda: (self._tiled or self._engine).finished(frames, finish), frames
+        )
+
+    def update(
+        self,
+        frames: Tensor,
+        known: Known | None,
+        finish: Finish | None = None,
+        *,
+        tolerance: float = 0.0,
+    ) -> Known:
+        """Upscale frames of which the last ones may be known (see `TiledEngine.update`).
 
         What is taken over of a spoilt result is spoilt: the verdict stays until all is new.
         """
         if self._tiled is None:
             raise ValueError("only an engine with tiles can leave out some of them")
         if self._start_anew:
-            self._start_anew = False
-            return self(frames)
+            self._start_anew, known = False, None
         if self._judge is not None:
-            self._judge.spoilt = self._last_verdict
+            self._judge.spoilt = None if known is None else self._last_verdict
+        side = self.side
 
-        def update() -> Tensor:
+        def update() -> Known:
             assert self._tiled is not None
-            return self._tiled.update(frames, last_frames, last_result)
+            # smaller tiles after a shortage of memory know nothing of the larger ones
+            still_known = known if self.side == side else None
+            return self._tiled.update(frames, still_known, finish, tolerance=tolerance)
 
         return self._with_memory(update, frames)
 
@@ -163,7 +184,7 @@ class SafeEngine(Engine):
     def _run(self, frames: Tensor) -> Tensor:
         return self._with_memory(lambda: (self._tiled or self._engine)(frames), frames)
 
-    def _with_memory(self, call: Callable[[], Tensor], frames: Tensor) -> Tensor:
+    def _with_memory(self, call: Callable[[], T], frames: Tensor) -> T:
         while True:
             try:
                 return call()
@@ -208,9 +229,22 @@ class _Judge(Engine):
 
     def _run(self, frames: Tensor) -> Tensor:
         result = self._engine._run(frames)
-        found = spoilt(frames, result)
-        self.spoilt = found if self.spoilt is None else self.spoilt | found
+        self._note(spoilt(frames, result))
         return result
+
+    def fuses(self, finish: Finish) -> bool:
+        return self._engine.fuses(finish)
+
+    def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
+        if not self.fuses(finish):
+            return super().finished(frames, finish)
+        results = self._engine.finished(frames, finish)
+        # what fuses (see `engines.ov`) has the range of float32: it cannot come out infinite
+        self._note(((frames.amax() >= LIT) & finish.is_black(results)).reshape(1))
+        return results
+
+    def _note(self, found: Tensor) -> None:
+        self.spoilt = found if self.spoilt is None else self.spoilt | found
 
     def frame_begins(self, number: int) -> None:
         self._engine.frame_begins(number)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from engines.base import Engine
+from engines.finish import Finish
 
 SMALLEST_TILE = 16  # below it, nearly all of the work is overlap
 
 
 Window = tuple[slice, slice]
+PerPixel = tuple[Fraction | int, Fraction | int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,26 @@ class Tile:
     core: Window
     window: Window
 
-    def of_result(self, scale: int) -> tuple[slice, slice]:
-        """Where the core lies in the result of the whole frame."""
-        rows, columns = (slice(part.start * scale, part.stop * scale) for part in self.core)
-        return rows, columns
+    def of_result(self, per_pixel: PerPixel) -> Window:
+        """Where the core lies in what is made of the whole frame.
 
-    def of_window(self, scale: int) -> tuple[slice, slice]:
-        """Where the core lies in the result of the window."""
-        rows, columns = (
-            slice((core.start - window.start) * scale, (core.stop - window.start) * scale)
-            for core, window in zip(self.core, self.window, strict=True)
-        )
-        return rows, columns
+        Args:
+            per_pixel: rows and columns of that for one of the input.
+        """
+        return _scaled(self.core, (0, 0), per_pixel)
+
+    def of_window(self, per_pixel: PerPixel) -> Window:
+        """Where the core lies in what is made of the window."""
+        rows, columns = self.window
+        return _scaled(self.core, (rows.start, columns.start), per_pixel)
+
+
+def _scaled(part: Window, origin: tuple[int, int], per_pixel: PerPixel) -> Window:
+    rows, columns = (
+        slice(int((side.start - begin) * factor), int((side.stop - begin) * factor))
+        for side, begin, factor in zip(part, origin, per_pixel, strict=True)
+    )
+    return rows, columns
 
 
 def tiles(size: tuple[int, int], *, side: int, overlap: int) -> Iterator[Tile]:
@@ -65,6 +76,16 @@ def tiles(size: tuple[int, int], *, side: int, overlap: int) -> Iterator[Tile]:
         axes.append(parts)
     for (core_rows, rows), (core_columns, columns) in product(*axes):
         yield Tile((core_rows, core_columns), (rows, columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was made of a frame, and from what: the next one is compared with it."""
+
+    seen: list[Tensor]
+    """of each tile in its order: the window that its part of the results was made from"""
+    results: list[Tensor]
+    """the enlarged frame alone, or what a finish made of it"""
 
 
 class TiledEngine(Engine):
@@ -91,30 +112,45 @@ class TiledEngine(Engine):
         self.overlap = receptive_radius(engine.model.net)
         self._engine = engine
 
-    def update(self, frames: Tensor, last_frames: Tensor, last_result: Tensor) -> Tensor:
-        """Upscale frames of which the last ones' result is known: only what changed is computed.
+    def update(
+        self,
+        frames: Tensor,
+        known: Known | None,
+        finish: Finish | None = None,
+        *,
+        tolerance: float = 0.0,
+    ) -> Known:
+        """Upscale frames; where the last ones are known, only what has changed is computed.
 
         Args:
-            frames: as the contract has it.
-            last_frames: of the same shape.
-            last_result: what this engine made of them; left as it is.
+            frames: as the contract has it; one, where there is a finish.
+            known: what this returned for frames of the same shape with the same finish; left as it
+                is. None: all is new.
+            finish: see `finished`.
+            tolerance: a tile none of whose values differs by more than this from those that it was
+                made from, on the scale of [0, 1], counts as unchanged.
 
         Returns:
-            What a call with `frames` returns, to the bit unless whole frames and tiles mix; a fresh
-            tensor.
+            Fresh results: with tolerance 0 those of a call or of `finished`, to the bit unless
+            whole frames and tiles mix.
         """
         self._check(frames)
-        parts = list(self._tiles(frames))
-        windows = [tile.window for tile in parts]
-        differ = _differ if frames.device.type == "cpu" else _differ_on_device
-        flags = differ(frames, last_frames, windows)
+        parts = list(self._tiles(frames, finish))
+        windows = [frames[(..., *tile.window)] for tile in parts]
+        if known is None:
+            return Known([part.clone() for part in windows], self._outputs(frames, finish))
+        flags = _differ(windows, known.seen, tolerance)
         changed = [tile for tile, flag in zip(parts, flags, strict=True) if flag]
         if self.whole_frames and self._is_less_work_whole(changed, frames):
-            return self._engine(frames)
-        result = last_result.clone()
+            return Known([part.clone() for part in windows], self._whole(frames, finish))
+        results = [result.clone() for result in known.results]
         for tile in changed:
-            self._put(tile, frames, result)
-        return result
+            self._put(tile, frames, finish, results)
+        seen = [
+            new.clone() if flag else old
+            for new, old, flag in zip(windows, known.seen, flags, strict=True)
+        ]
+        return Known(seen, results)
 
     def _is_less_work_whole(self, parts: Sequence[Tile], frames: Tensor) -> bool:
         height, width = frames.shape[2:]
@@ -123,6 +159,13 @@ class TiledEngine(Engine):
             for rows, columns in (tile.window for tile in parts)
         ]
         return bool(sum(within) >= height * width)
+
+    def fuses(self, finish: Finish) -> bool:
+        return self._engine.fuses(finish)
+
+    def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
+        self._check(frames)
+        return self._outputs(frames, finish)
 
     def frame_begins(self, number: int) -> None:
         """Pass it on."""
@@ -137,33 +180,53 @@ class TiledEngine(Engine):
         self._engine.close()
 
     def _run(self, frames: Tensor) -> Tensor:
+        return self._outputs(frames, None)[0]
+
+    def _outputs(self, frames: Tensor, finish: Finish | None) -> list[Tensor]:
         if self.whole_frames:
-            return self._engine(frames)
-        count, channels, height, width = frames.shape
-        result = frames.new_empty(count, channels, height * self.scale, width * self.scale)
-        for tile in self._tiles(frames):
-            self._put(tile, frames, result)
-        return result
+            return self._whole(frames, finish)
+        results: list[Tensor] = []
+        for tile in self._tiles(frames, finish):
+            self._put(tile, frames, finish, results)
+        return results
 
-    def _tiles(self, frames: Tensor) -> Iterator[Tile]:
+    def _whole(self, frames: Tensor, finish: Finish | None) -> list[Tensor]:
+        if finish is None:
+            return [self._engine(frames)]
+        return self._engine.finished(frames, finish)
+
+    def _tiles(self, frames: Tensor, finish: Finish | None) -> Iterator[Tile]:
         height, width = frames.shape[2:]
-        return tiles((height, width), side=self.side, overlap=self.overlap)
+        reach = 0 if finish is None else -(-finish.reach // self.scale)
+        return tiles((height, width), side=self.side, overlap=self.overlap + reach)
 
-    def _put(self, tile: Tile, frames: Tensor, result: Tensor) -> None:
-        part = self._engine(frames[(..., *tile.window)])
-        result[(..., *tile.of_result(self.scale))] = part[(..., *tile.of_window(self.scale))]
+    def _put(
+        self, tile: Tile, frames: Tensor, finish: Finish | None, results: list[Tensor]
+    ) -> None:
+        """Compute a tile and put it into the results, which are made if there are none yet."""
+        window = frames[(..., *tile.window)]
+        parts = self._whole(window, finish)
+        scales = [_per_pixel(part, window) for part in parts]
+        if not results:
+            for part, scale in zip(parts, scales, strict=True):
+                size = (int(n * k) for n, k in zip(frames.shape[2:], scale, strict=True))
+                results.append(part.new_empty(*part.shape[:-2], *size))
+        for result, part, scale in zip(results, parts, scales, strict=True):
+            result[(..., *tile.of_result(scale))] = part[(..., *tile.of_window(scale))]
 
 
-def _differ(one: Tensor, other: Tensor, windows: Sequence[Window]) -> list[bool]:
-    """Tell in which windows two batches of frames differ."""
-    return [not torch.equal(one[(..., *part)], other[(..., *part)]) for part in windows]
+def _per_pixel(part: Tensor, window: Tensor) -> PerPixel:
+    down, across = map(Fraction, part.shape[-2:], window.shape[-2:])
+    return down, across
 
 
-def _differ_on_device(one: Tensor, other: Tensor, windows: Sequence[Window]) -> list[bool]:
-    """Do as `_differ`, and wait for the device once, not at each window."""
-    differs = (one != other).flatten(0, 1).any(0)  # (H, W)
-    changed: list[bool] = torch.stack([differs[part].any() for part in windows]).tolist()
-    return changed
+def _differ(new: Sequence[Tensor], old: Sequence[Tensor], tolerance: float) -> list[bool]:
+    """Tell which of two lists of tensors differ by more than so much anywhere."""
+    if new[0].device.type == "cpu" and not tolerance:
+        return [not torch.equal(a, b) for a, b in zip(new, old, strict=True)]
+    most = [(a - b).abs().amax() for a, b in zip(new, old, strict=True)]
+    flags: list[bool] = (torch.stack(most) > tolerance).tolist()  # one wait for a device
+    return flags
 
 
 # --------------------------------------------------------------------------------------------------

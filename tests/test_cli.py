@@ -129,8 +129,8 @@ def test_progress_for_programs_is_json_a_line(tmp_path, tiny_weights, capsys, mo
 def test_a_slow_stage_has_the_larger_share_and_the_queues_before_it_are_full(
     tmp_path, tiny_weights, capsys, monkeypatch
 ):
-    def slow_upscaled(frames, engine):
-        for frame in upscaled(frames, engine):
+    def slow_upscaled(frames, *more):
+        for frame in upscaled(frames, *more):
             time.sleep(0.03)
             yield frame
 

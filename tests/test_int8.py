@@ -174,7 +174,9 @@ def test_convolutions_run_in_int8_and_hand_on_int8(model):
     whole = [node for node in convolutions if node["runtimePrecision"] in ("i8", "u8")]
     assert len(whole) == len(form.weight_steps)
     if model.network == "srgan-lite":  # PReLU and rounding are part of the convolution
-        assert [node["outputPrecisions"] for node in whole] == ["i8", "i8", "f32"]
+        *between, last = [node["outputPrecisions"] for node in whole]
+        assert set(between) <= {"i8", "u8"}  # by AMX and by VNNI
+        assert last == "f32"
 
 
 def test_a_graph_without_the_forms_convolutions_is_refused(model):

@@ -23,6 +23,7 @@ from engines import create_engine, load_model
 from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
 from engines.int8 import cpu_flags
+from engines.ov import OpenVINOEngine
 from vsr import stages
 from vsr.choices import needs_float32
 from vsr.config import UpscaleConfig
@@ -281,7 +282,7 @@ def test_the_source_is_never_overwritten(tiny_weights, tmp_path):
         upscale(source, source, model=tiny_weights, overwrite=True)
 
 
-@pytest.mark.parametrize("stage", ["to_rgb", "engine", "from_rgb", "write", "progress"])
+@pytest.mark.parametrize("stage", ["to_rgb", "engine", "finished", "from_rgb", "write", "progress"])
 def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     stage, plain_clip, tiny_weights, tmp_path, monkeypatch
 ):
@@ -302,12 +303,17 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     progress = failing if stage == "progress" else None
     if stage == "engine":
         monkeypatch.setattr("engines.base.Engine.__call__", wrapped(Engine.__call__))
+    elif stage == "finished":
+        monkeypatch.setattr(OpenVINOEngine, "finished", wrapped(OpenVINOEngine.finished))
     elif stage == "write":
         monkeypatch.setattr(SegmentedWriter, "write", wrapped(SegmentedWriter.write))
     elif stage != "progress":
         monkeypatch.setattr(stages, stage, wrapped(getattr(stages, stage)))
     with pytest.raises(RuntimeError, match="stage broke"):
-        upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=progress)
+        upscale(
+            plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=progress,
+            backend="openvino" if stage == "finished" else "pytorch",
+        )  # fmt: skip
     assert not list(tmp_path.iterdir())
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {"decode", "to-rgb", "engine", "to-planes"}
@@ -325,8 +331,8 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
 def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):
     original = stages.upscaled
 
-    def forgetful(frames, engine):
-        for index, frame in enumerate(original(frames, engine)):
+    def forgetful(frames, *more):
+        for index, frame in enumerate(original(frames, *more)):
             if index != 4:
                 yield frame
 

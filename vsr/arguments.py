@@ -151,8 +151,17 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--changed-only",
         action="store_true",
-        help="compute only the tiles that differ from the frame before, with the same result: "
-        "for a still camera with a clean picture and an engine slower than the encoder",
+        help="compute only the tiles that differ from the frame before, with the same result: for "
+        "a camera that stands still",
+    )
+    up.add_argument(
+        "--changed-threshold",
+        type=float,
+        default=0.0,
+        metavar="LEVELS",
+        help="with --changed-only: take a tile as unchanged while no R, G or B in it is more than "
+        "so many levels of 255 from what it was made of (default: 0, exact). For noise; the "
+        "picture stands still where it is used",
     )
     up.add_argument(
         "--start-now",
@@ -382,6 +391,7 @@ def to_config(
             threads=arguments.threads,
             tile=arguments.tile,
             changed_only=arguments.changed_only,
+            changed_threshold=arguments.changed_threshold,
             start_now=arguments.start_now,
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,

@@ -16,6 +16,7 @@ from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 
+_CORES_PER_CONVERTER = 4
 CHANGE_TILE = 64  # of --changed-only; smaller ones leave out more, but overlap more
 
 
@@ -37,6 +38,23 @@ def choose_decoder(config: UpscaleConfig, reader: Reader, device: torch.device) 
         log.info("%s is decoded on the CPU: %s", config.source, error)
     else:
         log.info("%s is decoded by NVDEC", config.source)
+
+
+def share_threads(engine: Engine, threads: int | None) -> None:
+    """Give PyTorch, in this thread and those that begin after it, its part of the cores.
+
+    All where it runs the network. Beside another engine it only converts, in a thread for each
+    stage, while engine and encoder keep the cores busy: where it splits such work, its threads
+    mostly wait for one another.
+
+    Args:
+        engine: runs the network.
+        threads: of a stage; None: as many as PyTorch has.
+    """
+    threads = threads or torch.get_num_threads()
+    if engine.backend != "pytorch":
+        threads = max(1, threads // _CORES_PER_CONVERTER)
+    torch.set_num_threads(threads)
 
 
 def needs_float32(info: ClipInfo) -> bool:

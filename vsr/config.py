@@ -56,6 +56,8 @@ class UpscaleConfig:
     where memory allows it"""
     changed_only: bool = False
     """compute only the tiles that differ from those of the frame before"""
+    changed_threshold: float = 0.0
+    """with `changed_only`: the largest difference of R, G or B, in levels of 255, that is none"""
     start_now: bool = False
     """begin on PyTorch while TensorRT compiles, and switch at the end of a segment"""
     overwrite: bool = False
@@ -92,6 +94,12 @@ class UpscaleConfig:
             raise ValueError(f"start_now needs backend tensorrt, got {self.backend}")
         if self.start_now and self.changed_only:
             raise ValueError("give start_now or changed_only, not both")
+        if not 0 <= self.changed_threshold < 255:
+            raise ValueError(
+                f"changed threshold must be 0 to 255 levels, got {self.changed_threshold:g}"
+            )
+        if self.changed_threshold and not self.changed_only:
+            raise ValueError("changed threshold needs changed_only")
         if self.tile is not None and self.tile < SMALLEST_TILE:
             raise ValueError(f"tile must be at least {SMALLEST_TILE}, got {self.tile}")
         if isinstance(self.source, Address) and not self.live:
@@ -111,6 +119,11 @@ class UpscaleConfig:
             raise ValueError(
                 f"reconnect must be 0 seconds or more, and finite, got {self.reconnect_seconds:g}"
             )
+
+    @property
+    def tolerance(self) -> float:
+        """The changed threshold on the scale of [0, 1]."""
+        return self.changed_threshold / 255
 
 
 @dataclass(frozen=True, slots=True)

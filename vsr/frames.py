@@ -376,7 +376,8 @@ def _pictures(
         return stack.enter_context(closing(stage))
     planes = chained(
         frames, info.layout, engine, picture_layout(info.layout), size, stack,
-        changed_only=config.changed_only, meters=meters, stop=reader.stop,
+        changed_only=config.changed_only, tolerance=config.tolerance,
+        meters=meters, stop=reader.stop,
         strip_rows=automatic_strip(engine, info.size),
     )  # fmt: skip
     return planes if info.display_matrix is None else _upright(planes, info.display_matrix)

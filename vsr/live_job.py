@@ -13,7 +13,7 @@ import torch
 from engines import load_model
 from engines.safety import SafeEngine
 from vsr.address import Address
-from vsr.choices import needs_float32, tile_side
+from vsr.choices import needs_float32, share_threads, tile_side
 from vsr.config import Progress, Result, UpscaleConfig
 from vsr.kept_engine import KeptEngine
 from vsr.live import LiveStream
@@ -48,8 +48,6 @@ def record(
     with ExitStack() as stack:
         kept = kept or stack.enter_context(KeptEngine())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         loaded = load_model(config.model, texture=config.texture)
         engine = kept.engine(config, loaded)
         stack.push(lambda kind, *_: kept.close() if kind else None)
@@ -69,6 +67,7 @@ def record(
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
         check_output(address, output, overwrite=config.overwrite)
+        share_threads(engine, config.threads)
         safe = SafeEngine(engine, side=tile_side(config, engine, reader.info.size))
         stack.callback(safe.close_exact)
         frames, reused = record_frames(config, live, reader, safe, output, size, progress)

@@ -33,7 +33,7 @@ from engines import Backend, Building, Precision, load_model
 from engines.errors import MediaError
 from engines.safety import SafeEngine
 from vsr.address import Address, is_address
-from vsr.choices import choose_decoder, needs_float32, tile_side
+from vsr.choices import choose_decoder, needs_float32, share_threads, tile_side
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
@@ -74,6 +74,7 @@ def upscale(
     threads: int | None = None,
     tile: int | None = None,
     changed_only: bool = False,
+    changed_threshold: float = 0.0,
     start_now: bool = False,
     overwrite: bool = False,
     resume: bool = True,
@@ -117,6 +118,8 @@ def upscale(
             makes it the same; None: the whole frame at once, unless memory is short.
         changed_only: compute only the tiles that differ from those of the frame before: the same
             result, quicker where the camera stands still and slower where it moves.
+        changed_threshold: with `changed_only`: a tile counts as unchanged while no R, G or B in it
+            is more than so many levels of 255 from what it was made of. 0: the same result.
         start_now: with backend "tensorrt": begin on PyTorch where the engine has to be built first,
             and change over before the first frame of a segment. Where that is depends on the
             machine's load, so neither a second run nor a resumed one is the same to the bit.
@@ -159,6 +162,7 @@ def upscale(
         threads=threads,
         tile=tile,
         changed_only=changed_only,
+        changed_threshold=changed_threshold,
         start_now=start_now,
         overwrite=overwrite,
         resume=resume,
@@ -194,8 +198,6 @@ def run(
     with ExitStack() as stack:
         kept = kept or stack.enter_context(KeptEngine())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         reader = stack.enter_context(open_reader(config))
         if not reader.repeatable:
             config = replace(config, resume=False)
@@ -207,7 +209,12 @@ def run(
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
         _check(config, output)
+        if config.changed_threshold and is_sequence(output):
+            raise MediaError(
+                f"{output}: numbered pictures are each as if made alone: no --changed-threshold"
+            )
         bare = kept.engine(config, loaded, reader.info.size)
+        share_threads(bare, config.threads)
         stack.push(lambda kind, *_: kept.close() if kind else None)
         frame_size = reader.info.size
         side = kept.tile_side(config, frame_size, lambda: tile_side(config, bare, frame_size))
@@ -312,7 +319,8 @@ def _upscale_clip(
             meters = StageMeters()
             planes = chained(
                 frames, reader.info.layout, engine, encoding.layout, size, stack,
-                changed_only=config.changed_only, meters=meters, stop=reader.stop,
+                changed_only=config.changed_only, tolerance=config.tolerance,
+                meters=meters, stop=reader.stop,
                 device=device_of(engine, results_stay=encoding.on_gpu),
                 strip_rows=automatic_strip(engine, reader.info.size),
             )  # fmt: skip

@@ -204,7 +204,7 @@ def record_frames(
         reused, last, meters = 0, None, StageMeters()
         planes = chained(
             live.begin(), reader.info.layout, engine, encoding.layout, size, stack,
-            changed_only=config.changed_only, meters=meters,
+            changed_only=config.changed_only, tolerance=config.tolerance, meters=meters,
         )  # fmt: skip
         stack.callback(live.latest.end)  # before the stages, which wait for it
         for frame in planes:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from engines import Engine
+from engines.finish import Finish
 from engines.safety import SafeEngine
+from engines.tiles import Known
 from vsr import segments
 from vsr.convert import PlaneLayout, from_rgb, resize, to_rgb
+from vsr.finish import planes_finish
 from vsr.strips import StripUpscaler
 from vsr.threads import Meter, in_thread
 from vsr.timeline import Timed
@@ -49,12 +52,21 @@ class StageMeters(dict[str, Meter]):
 
 
 class Staged(NamedTuple):
-    """A frame between two stages."""
+    """A frame before the engine."""
 
     slot: Slot
     rgb: Tensor
     """(1, 3, H, W) on the device; to be read within the slot's `work` only"""
-    verdict: Tensor | None = None
+
+
+class Enlarged(NamedTuple):
+    """A frame after the engine; tensors are on the device, to be read within `work` only."""
+
+    slot: Slot
+    results: list[Tensor]
+    """planes, or (1, 3, H, W) RGB that is still to be shrunk or converted"""
+    are_planes: bool
+    verdict: Tensor | None
     """of the engine; see `Engine.verdict`"""
 
 
@@ -79,6 +91,7 @@ def chained(
     stack: ExitStack,
     *,
     changed_only: bool = False,
+    tolerance: float = 0.0,
     meters: StageMeters | None = None,
     device: Device | None = None,
     strip_rows: int | None = None,
@@ -97,6 +110,7 @@ def chained(
         size: (height, width) of the output.
         stack: closes the stages, from the last to the first.
         changed_only: compute only the tiles that differ from those of the frame before.
+        tolerance: what of that counts as the same (see `TiledEngine.update`).
         meters: told what each stage costs; on an accelerator all that is launched is "to-planes".
         device: None: where the engine is.
         strip_rows: of the enlarged frame, where memory does not hold it whole (see `vsr.strips`);
@@ -131,11 +145,13 @@ def chained(
         downloads = stage(plane_frames_in_strips(rgb, upscaler), "engine")
         stack.callback(slots.stop)
         return delivered(downloads, slots)
+    finish = planes_finish(output_layout, engine.scale)
     if changed_only:
         assert isinstance(engine, SafeEngine)
-        large = step(upscaled_where_changed(rgb, engine, anew_every), "engine")
+        changes = upscaled_where_changed(rgb, engine, finish, size, anew_every, tolerance)
+        large = step(changes, "engine")
     else:
-        large = step(upscaled(rgb, engine), "engine")
+        large = step(upscaled(rgb, engine, finish, size), "engine")
     downloads = stage(to_plane_frames(large, output_layout, size), "to-planes")
     again = None
     if isinstance(engine, SafeEngine) and engine.judges:
@@ -196,38 +212,61 @@ def announced(frames: Iterable[T], engine: Engine) -> Iterator[T]:
 
 
 def upscaled(
-    frames: Iterable[Timed[Staged | None]], engine: Engine
-) -> Iterator[Timed[Staged | None]]:
-    """Run the engine."""
+    frames: Iterable[Timed[Staged | None]],
+    engine: Engine,
+    finish: Finish | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> Iterator[Timed[Enlarged | None]]:
+    """Run the engine; as far as to the planes, where it does that with less work.
+
+    Args:
+        frames: as it takes them.
+        engine: runs.
+        finish: makes the planes of what needs no shrinking; None: that is left to the next stage.
+        size: (height, width) of the output.
+    """
     for frame in frames:
-        staged = frame.value
-        if staged is not None:
+        enlarged = None
+        if (staged := frame.value) is not None:
+            last = finish if _needs_no_shrinking(staged, engine, size) else None
             with staged.slot.work():
-                large = engine(staged.rgb)
-            staged = Staged(staged.slot, large, engine.verdict())
-        yield Timed(staged, frame.pts, frame.duration)
+                if last is not None and engine.fuses(last):
+                    results = engine.finished(staged.rgb, last)
+                else:
+                    results, last = [engine(staged.rgb)], None
+            enlarged = Enlarged(staged.slot, results, last is not None, engine.verdict())
+        yield Timed(enlarged, frame.pts, frame.duration)
+
+
+def _needs_no_shrinking(staged: Staged, engine: Engine, size: tuple[int, int]) -> bool:
+    height, width = staged.rgb.shape[2:]
+    return (height * engine.scale, width * engine.scale) == size
 
 
 def upscaled_where_changed(
-    frames: Iterable[Timed[Staged | None]], engine: SafeEngine, anew_every: int
-) -> Iterator[Timed[Staged | None]]:
-    """Run the engine on what differs from the frame before.
+    frames: Iterable[Timed[Staged | None]],
+    engine: SafeEngine,
+    finish: Finish | None,
+    size: tuple[int, int],
+    anew_every: int,
+    tolerance: float,
+) -> Iterator[Timed[Enlarged | None]]:
+    """Run the engine on what differs from the frame before, and make the planes of no more.
 
     After `anew_every` frames all is computed anew, as it is where an interrupted job goes on: a
     frame that is pieced together may differ from a whole one by the rounding of float32 sums.
     """
-    last: tuple[Tensor, Tensor] | None = None
+    known: Known | None = None
     for number, frame in enumerate(frames):
         if number % anew_every == 0:
-            last = None
-        staged = frame.value
-        if staged is not None:
+            known = None
+        enlarged = None
+        if (staged := frame.value) is not None:
+            last = finish if _needs_no_shrinking(staged, engine, size) else None
             with staged.slot.work():
-                rgb = staged.rgb
-                large = engine(rgb) if last is None else engine.update(rgb, *last)
-            last = rgb, large
-            staged = Staged(staged.slot, large, engine.verdict())
-        yield Timed(staged, frame.pts, frame.duration)
+                known = engine.update(staged.rgb, known, last, tolerance=tolerance)
+            enlarged = Enlarged(staged.slot, known.results, last is not None, engine.verdict())
+        yield Timed(enlarged, frame.pts, frame.duration)
 
 
 def plane_frames_in_strips(
@@ -245,7 +284,7 @@ def plane_frames_in_strips(
 
 
 def to_plane_frames(
-    frames: Iterable[Timed[Staged | None]], layout: PlaneLayout, size: tuple[int, int]
+    frames: Iterable[Timed[Enlarged | None]], layout: PlaneLayout, size: tuple[int, int]
 ) -> Iterator[Timed[Slot | None]]:
     """Shrink to the output's size and turn into the planes that the encoder takes.
 
@@ -254,10 +293,11 @@ def to_plane_frames(
     for frame in frames:
         slot = None
         if frame.value is not None:
-            slot, rgb, verdict = frame.value
-            with slot.work():
-                planes = from_rgb(resize(rgb.float(), size), layout)
-            slot.download(planes if verdict is None else [*planes, verdict])
+            slot, results, are_planes, verdict = frame.value
+            if not are_planes:
+                with slot.work():
+                    results = from_rgb(resize(results[0].float(), size), layout)
+            slot.download(results if verdict is None else [*results, verdict])
         yield Timed(slot, frame.pts, frame.duration)
 
 

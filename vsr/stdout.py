@@ -112,7 +112,8 @@ def upscale_to_stdout(
         meters = StageMeters()
         planes = chained(
             reader.frames(), info.layout, engine, layout, size, stack,
-            changed_only=config.changed_only, meters=meters, stop=reader.stop,
+            changed_only=config.changed_only, tolerance=config.tolerance,
+            meters=meters, stop=reader.stop,
             strip_rows=automatic_strip(engine, info.size),
         )  # fmt: skip
         first: int | None = None
