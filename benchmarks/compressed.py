@@ -37,7 +37,11 @@ Picture = NDArray[np.uint8]
 
 
 def score_clips(
-    folder: Path, upscalers: dict[str, Callable[[Tensor], Tensor]], lpips: LPIPS | None
+    folder: Path,
+    upscalers: dict[str, Callable[[Tensor], Tensor]],
+    lpips: LPIPS | None,
+    *,
+    kept: dict[str, dict[str, dict[str, float]]] | None = None,
 ) -> list[dict[str, Any]]:
     """Score upscalers on the clips of a folder, print a table, return its rows.
 
@@ -45,6 +49,7 @@ def score_clips(
         folder: of video files; folders in it are not looked at.
         upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
         lpips: None leaves the column out.
+        kept: scores by name that are known already.
     """
     clips = {path.stem: read_middle(path) for path in sorted(folder.iterdir()) if path.is_file()}
     print(f"\n{len(clips)} clips, {FRAMES} frames each, shrunk by {SCALE}, through x264")
@@ -61,6 +66,10 @@ def score_clips(
     for upscaler, upscale in upscalers.items():
         print(f"{upscaler:<22}", end="", flush=True)
         scores: dict[str, dict[str, float]] = {}
+        if kept and upscaler in kept:
+            print("kept")
+            rows.append({"name": upscaler, "scores": kept[upscaler]})
+            continue
         for crf, encoded in inputs.items():
             parts = [score_clip(upscale, encoded[name], clips[name], lpips) for name in clips]
             means = {key: round(fmean(part[key] for part in parts), 6) for key in parts[0]}

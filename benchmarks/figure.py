@@ -19,6 +19,7 @@ SCALE = 4
 SIDE = 200  # of the crop, pixels of the original
 BAND = 44  # height of the captions
 GAP = 6
+COLUMNS = 8  # of more pictures there are two rows
 
 
 @torch.inference_mode()
@@ -44,14 +45,17 @@ def draw_figure(
     wide = min(SIDE, original.shape[1])
     tall = min(SIDE, original.shape[0])
     top, left = (original.shape[0] - tall) // 2, (original.shape[1] - wide) // 2
-    sheet = Image.new("RGB", (len(pictures) * (wide + GAP) - GAP, tall + BAND), "white")
+    columns = len(pictures) if len(pictures) <= COLUMNS else -(-len(pictures) // 2)
+    rows = -(-len(pictures) // columns)
+    size = (columns * (wide + GAP) - GAP, rows * (tall + BAND))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for index, (name, picture) in enumerate(pictures.items()):
-        x = index * (wide + GAP)
+        x, y = index % columns * (wide + GAP), index // columns * (tall + BAND)
         crop = np.ascontiguousarray(picture[top : top + tall, left : left + wide])
-        sheet.paste(Image.fromarray(crop), (x, BAND))
-        draw.text((x + 2, 2), name, "black", ImageFont.load_default(15))
-        draw.text((x + 2, 22), captions[name], "black", ImageFont.load_default(13))
+        sheet.paste(Image.fromarray(crop), (x, y + BAND))
+        draw.text((x + 2, y + 2), name, "black", ImageFont.load_default(15))
+        draw.text((x + 2, y + 22), captions[name], "black", ImageFont.load_default(13))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
 

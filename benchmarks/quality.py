@@ -1,11 +1,13 @@
 """How close are the enlarged pictures to their originals?
 
     python benchmarks/quality.py [--eval FOLDER] [--features FOLDER] [--clips FOLDER]
-                                 [--weights FILE]... [--json FILE]
+                                 [--baselines FOLDER] [--weights FILE]... [--json FILE] [--keep]
                                  [--figure PNG [--figure-of PICTURE]]
 
-Scores bicubic interpolation, each built-in model with texture 0, a half and 1, and each `--weights`
-file.
+Scores bicubic interpolation; the systems of the paper's tables 1 and 2, as trained here, which lie
+in `--baselines` (default: benchmarks/baselines, with a card); each built-in model with texture 0, a
+half and 1; and each `--weights` file. `--keep` takes over from the JSON, with the commit that
+measured them, the rows of weights that have not changed.
 
 Pictures: each test set, a folder of high-resolution pictures in `--eval` (default: shared/data/eval
 beside the checkout, with Set5, Set14 and BSD100). Protocol: the papers' at x4. Input: the original,
@@ -28,6 +30,7 @@ The same goes to `--json` (default: benchmarks/results/quality.json).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -47,12 +50,14 @@ from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E
 from engines.errors import WeightsError  # noqa: E402
 from engines.networks import count_parameters  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
+from train.config import SYSTEMS  # noqa: E402
 from train.data import find_photos, to_frame  # noqa: E402
 from train.metrics import Score, evaluate, to_picture  # noqa: E402
 from train.perceptual import LPIPS, find_feature_files, load_lpips  # noqa: E402
 
 SCALE = 4
 USUAL_ORDER = ("Set5", "Set14", "BSD100")
+BASELINES = dict.fromkeys(SYSTEMS)  # in the order of the paper
 MOST_FOR_VGG = 20  # pictures in a set that LPIPS over VGG16 is measured on: it takes seconds each
 SHARED = ROOT.parent / "shared" / "data"
 PROTOCOL = {
@@ -86,6 +91,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--eval", type=Path, default=SHARED / "eval", metavar="FOLDER")
     p.add_argument("--features", type=Path, default=SHARED / "perceptual", metavar="FOLDER")
     p.add_argument("--clips", type=Path, default=SHARED / "clips", metavar="FOLDER")
+    p.add_argument(
+        "--baselines", type=Path, default=ROOT / "benchmarks" / "baselines", metavar="FOLDER"
+    )
+    p.add_argument("--keep", action="store_true", help="rows whose weights have not changed")
     p.add_argument("--weights", type=Path, default=[], action="append", metavar="FILE")
     p.add_argument("--figure", type=Path, metavar="PNG")
     p.add_argument("--figure-of", type=Path, metavar="PICTURE", help="default: the first of a set")
@@ -110,13 +119,15 @@ def find_sets(folder: Path) -> list[Path]:
     return sorted(sets, key=lambda path: place.get(path.name, len(place)))
 
 
-def find_systems(files: list[Path]) -> dict[str, Model]:
-    """Load both ends of the built-in models, and weights files, by the name of their row.
+def find_systems(baselines: Path, files: list[Path]) -> dict[str, Model]:
+    """Load baselines, both ends of the built-in models, and weights files, by the name of the row.
 
     Raises:
         WeightsError: a file cannot be loaded, or is of another scale.
     """
-    systems: dict[str, Model] = {}
+    there = {path.stem: path for path in baselines.glob("*.safetensors")}
+    ordered = [*(name for name in BASELINES if name in there), *sorted(there.keys() - BASELINES)]
+    systems: dict[str, Model] = {name: load_model(there[name]) for name in ordered}
     for name, built_in in BUILT_IN.items():
         systems[name] = load_model(name, texture=0)
         if built_in.texture_file is not None:
@@ -132,7 +143,8 @@ def find_systems(files: list[Path]) -> dict[str, Model]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Score bicubic and the systems, print the tables row by row, return the whole document."""
     sets = find_sets(options.eval)
-    systems = find_systems(options.weights)
+    systems = find_systems(options.baselines, options.weights)
+    kept = find_kept(options.json) if options.keep else {}
     card = environment("numpy", "pillow", "scikit-image")
     for name, value in card.items():
         print(f"{name:<13} {value}")
@@ -152,7 +164,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "parameters": count_parameters(model.net),
             "macs_per_lr_pixel": macs_per_lr_pixel(model.net),
         }
-        rows.append(scored(about, model.net, sets, distances))
+        old = kept.get(about["sha256"], {}).get("row")
+        if old is not None and old["scores"].keys() == {path.name for path in sets}:
+            rows.append({**about, "scores": old["scores"], "commit": old["commit"]})
+            print(f"{name:<22}kept, measured at {old['commit']}")
+        else:
+            rows.append(scored(about, model.net, sets, distances) | {"commit": card["commit"]})
         upscalers[name] = model.net
     print(f"\n{reference_line(sets)}")
     document = {
@@ -174,11 +191,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if options.clips.is_dir():
-        document["clips"] = score_clips(options.clips, upscalers, distances.get("lpips"))
+        old_clips = {
+            name: kept[model.sha256]["clips"]
+            for name, model in systems.items()
+            if kept.get(model.sha256, {}).get("clips")
+        }
+        document["clips"] = score_clips(
+            options.clips, upscalers, distances.get("lpips"), kept=old_clips
+        )
     if options.figure is not None:
         photo = options.figure_of or find_photos(sets[0])[0]
         draw_figure(options.figure, photo, upscalers, distances.get("lpips"))
     return document
+
+
+def find_kept(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what an earlier document has of each weights file, by its SHA-256: "row", "clips".
+
+    Nothing where the protocol was another, or there is no document.
+    """
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    if document.get("protocol") != PROTOCOL:
+        return {}
+    clips = {row["name"]: row["scores"] for row in document.get("clips", [])}
+    measured = {"commit": document["environment"]["commit"]}
+    return {
+        row["sha256"]: {"row": measured | row, "clips": clips.get(row["name"])}
+        for row in document["rows"]
+        if "sha256" in row
+    }
 
 
 def find_distances(folder: Path) -> dict[str, LPIPS]:

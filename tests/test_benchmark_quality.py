@@ -63,6 +63,7 @@ def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, s
     command = [sys.executable, "benchmarks/quality.py", "--eval", sets]
     command += ["--weights", tmp_path / "tiny.safetensors", "--json", tmp_path / "q.json"]
     command += ["--clips", clips, "--features", tmp_path, "--figure", tmp_path / "figure.png"]
+    command += ["--baselines", tmp_path / "none"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     *table, last = result.stdout.splitlines()
@@ -110,11 +111,37 @@ def test_it_scores_bicubic_the_built_in_models_and_the_given_weights(tmp_path, s
         assert scores["crf 23"]["psnr_y"] > scores["crf 28"]["psnr_y"] > 20
         assert 0 < scores["crf 23"]["flicker"] < 5
     with Image.open(tmp_path / "figure.png") as figure:
-        assert figure.width == (len(rows) + 1) * (48 + 6) - 6
+        columns = -(-(len(rows) + 1) // 2)  # two rows, with the original
+        assert figure.size == (columns * (48 + 6) - 6, 2 * (40 + 44))
     (line,) = (line for line in table if line.startswith("paper"))
     assert "bicubic 28.43/0.8211" in line
     assert "SRResNet 32.05/0.9019" in line
     assert "not comparable" in line
+
+
+def test_rows_of_weights_that_have_not_changed_are_kept(tmp_path, sets, quality, monkeypatch):
+    (tmp_path / "own").mkdir()
+    for name in ("srcnn", "srgan-mse", "later"):
+        save_lite(tmp_path / "own" / f"{name}.safetensors")
+    monkeypatch.setattr(quality, "BUILT_IN", {})
+    scored = []
+    original = quality.scored
+    monkeypatch.setattr(
+        quality, "scored", lambda row, *more: (scored.append(row["name"]), original(row, *more))[1]
+    )
+    path = tmp_path / "q.json"
+    options = ["--eval", sets, "--json", path, "--clips", tmp_path / "absent", "--features", sets]
+    options = [str(option) for option in (*options, "--baselines", tmp_path / "own")]
+    assert quality.main(options) == 0
+    assert scored == ["bicubic", "srcnn", "srgan-mse", "later"]  # the paper's order
+    before = json.loads(path.read_text())
+    save_lite(tmp_path / "own" / "later.safetensors", blocks=2)
+    scored.clear()
+    assert quality.main([*options, "--keep"]) == 0
+    assert scored == ["bicubic", "later"]
+    after = json.loads(path.read_text())
+    assert after["rows"][:3] == before["rows"][:3]
+    assert after["rows"][3]["sha256"] != before["rows"][3]["sha256"]
 
 
 def bicubic_psnr(path):
