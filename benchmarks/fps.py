@@ -68,7 +68,7 @@ from engines import BACKENDS, Engine, Precision, create_engine, load_model  # no
 from engines.errors import BackendUnavailable  # noqa: E402
 from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
-from vsr.encode import EncoderSettings, PictureEncoding  # noqa: E402
+from vsr.encode import ENCODERS, EncoderSettings, PictureEncoding  # noqa: E402
 from vsr.finish import planes_finish  # noqa: E402
 from vsr.memory import peak_bytes  # noqa: E402
 from vsr.pipeline import run  # noqa: E402
@@ -230,7 +230,9 @@ def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:
             "frames": protocol.frames,
             "warm_up_frames": protocol.warm_up,
             "threads": protocol.threads,
-            "encoder": "libx264 crf 16 fast",
+            "encoder": "libx264 crf {0.default_quality} {0.default_preset}".format(
+                ENCODERS["libx264"]
+            ),
         },
         "matrix_macs_per_second": round(rate),
         "rows": [],

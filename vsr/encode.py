@@ -59,7 +59,7 @@ _X26X_PRESETS = (
 )
 
 ENCODERS: dict[str, EncoderKind] = {
-    "libx264": EncoderKind("crf", 16, 51, "fast", presets=_X26X_PRESETS),
+    "libx264": EncoderKind("crf", 16, 51, "veryfast", presets=_X26X_PRESETS),
     "libx265": EncoderKind(
         "crf", 18, 51, "fast", (("x265-params", "log-level=none"),), presets=_X26X_PRESETS
     ),
