@@ -369,11 +369,12 @@ def test_weights_of_another_network_are_refused(plain_clip, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no peak memory there")
-def test_memory_does_not_grow_with_the_clip(tiny_weights, tmp_path):
+@pytest.mark.parametrize("options", ["", ", tile=16, changed_only=True"])
+def test_memory_does_not_grow_with_the_clip(options, tiny_weights, tmp_path):
     """3,000 frames take at most 5 % more memory than 100; a process each, for its own peak."""
     code = (
         "import sys, vsr; print(vsr.upscale(sys.argv[1], sys.argv[1] + '.mkv', "
-        "model=sys.argv[2], threads=1, preset='ultrafast').peak_bytes)"
+        f"model=sys.argv[2], threads=1, preset='ultrafast'{options}).peak_bytes)"
     )
     peaks = []
     for count in (100, 3000):

@@ -9,7 +9,8 @@ frames travel in the slots of `vsr.transfer`, three of them, which bound its mem
 On a CPU a queue of `QUEUE_DEPTH` stands between two stages, so at most `QUEUE_DEPTH` + 2 frames
 exist at each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is
 54 W*H bytes before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 16
-times as much after it, plus what the engine and the encoder hold. Where that is more than memory
+times as much after it, plus what the engine and the encoder hold; where the engine makes the planes
+itself (see `vsr.finish`), 24 W*H after it. Where that is more than memory
 has free, enlarged frames are made strip by strip (see `vsr.strips`).
 """
 
