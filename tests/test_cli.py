@@ -454,3 +454,16 @@ def test_a_reader_of_stdout_that_went_away_is_no_error(tmp_path, tiny_weights):
     os.close(theirs)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(probe(tmp_path / "in_x2.mp4").pts_seconds) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--changed-threshold", "8"], "changed threshold needs changed_only"),
+        (["--changed-only", "--changed-threshold", "-1"], "changed threshold must be 0 to 255"),
+        (["--changed-only", "--changed-threshold", "nan"], "changed threshold must be 0 to 255"),
+    ],
+)
+def test_a_changed_threshold_out_of_place_is_wrong_usage(arguments, message, plain_clip, capsys):
+    assert main(["upscale", str(plain_clip), *arguments]) == 2
+    assert message in capsys.readouterr().err
