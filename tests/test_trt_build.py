@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,6 +124,7 @@ def test_ctrl_c_stops_the_build_at_its_next_step(library, graphs):
         if not shares:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             assert heard.wait(20)
+        time.sleep(0.02)  # the main thread has heard, and still needs its turn to say stop
         shares.append(share)
 
     heard = threading.Event()
