@@ -299,7 +299,7 @@ def prepare(clip: Path, path: Path, protocol: Protocol) -> Path:
         stream.codec_context.pix_fmt = "yuv420p"
         stream.codec_context.options = {"crf": "18", "preset": "medium"}
         for index, frame in enumerate(islice(cycle(frames), protocol.frames)):
-            small = frame.reformat(width=width, height=height, format="yuv420p")
+            small = frame.reformat(width=width, height=height, format="yuv420p", threads=1)
             small.pts, small.time_base = index, Fraction(1, 25)
             new.mux(stream.encode(small))
         new.mux(stream.encode(None))

@@ -212,7 +212,7 @@ def picture(
     y, x = np.mgrid[:height, :width]
     waves = [(x + (3 + k) * index) * (k + 1) * 6 + y * (3 - k) for k in range(3)]
     levels = np.stack([(wave % 200 + 28).astype(np.uint8) for wave in waves], axis=-1)
-    frame = av.VideoFrame.from_ndarray(levels, "rgb24").reformat(format=pixel_format)
+    frame = av.VideoFrame.from_ndarray(levels, "rgb24").reformat(format=pixel_format, threads=1)
     frame.pts, frame.time_base = at, time_base
     return frame
 

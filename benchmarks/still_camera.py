@@ -165,7 +165,7 @@ def still_view(size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return a picture (H, W, 3) of the sample clip, at a size."""
     with av.open(str(ROOT / "samples" / "bbb.mp4")) as container:
         frame = next(container.decode(video=0))
-    return frame.reformat(width=size[1], height=size[0], format="rgb24").to_ndarray()
+    return frame.reformat(width=size[1], height=size[0], format="rgb24", threads=1).to_ndarray()
 
 
 def put(picture: NDArray[np.float32], part: NDArray[np.uint8], top: int, left: int) -> None:

@@ -127,7 +127,7 @@ def write_clip(
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = tags
         tone = container.add_stream("aac", rate=48000) if audio_seconds else None
         for index, at in enumerate(pts):
-            frame = _gradient(size, index, level).reformat(format=pixel_format)
+            frame = _gradient(size, index, level).reformat(format=pixel_format, threads=1)
             frame.pts, frame.time_base = at, time_base
             frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range = tags
             container.mux(stream.encode(frame))

@@ -39,7 +39,9 @@ def write_interlaced(path: Path) -> Path:
         )  # fmt: skip
         stream.pix_fmt = "yuv420p"
         for index, time in enumerate(TIMES):
-            frame = av.VideoFrame.from_ndarray(combed(index), "rgb24").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(combed(index), "rgb24").reformat(
+                format="yuv420p", threads=1
+            )
             frame.pts, frame.time_base = time * 40, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -50,7 +52,8 @@ def combing(path: Path) -> float:
     """Mean difference of a row from the two beside it, in levels, of the frames in the middle."""
     with av.open(str(path)) as container:
         luma = [
-            f.reformat(format="gray").to_ndarray().astype(float) for f in container.decode(video=0)
+            f.reformat(format="gray", threads=1).to_ndarray().astype(float)
+            for f in container.decode(video=0)
         ]
     rows = np.stack(luma[1:-1])
     return float(np.abs(rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2).mean())

@@ -33,7 +33,9 @@ def write_lossless(path, pictures, pixel_format="yuv420p"):
         stream.height, stream.width = pictures[0].shape
         stream.pix_fmt = pixel_format
         for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, "gray").reformat(format=pixel_format)
+            frame = av.VideoFrame.from_ndarray(picture, "gray").reformat(
+                format=pixel_format, threads=1
+            )
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -259,10 +259,28 @@ def test_planes_survive_a_frame(name):
         assert torch.equal(before.int(), after.int())
 
 
+def test_what_swscale_brings_to_planes_is_whole(tmp_path):
+    """Its slice threads left 16 bytes of one row in another, in one frame of three."""
+    path = tmp_path / "in.nut"
+    grey = [torch.full(size, 400, dtype=torch.uint16) for size in ((38, 50), (38, 25), (38, 25))]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25, width=50, height=38)
+        stream.codec_context.pix_fmt = "y210le"  # packed 4:2:2 of 10 bits
+        for index in range(60):
+            frame = write_planes(grey, "yuv422p10le").reformat(format="y210le", threads=1)
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with Reader(path) as reader:
+        frames = [[plane.clone() for plane in timed.value] for timed in reader.frames()]
+    assert len(frames) == 60
+    assert all(torch.equal(a, b) for planes in frames for a, b in zip(planes, grey, strict=True))
+
+
 def test_rgb_planes_are_red_green_blue():
     picture = np.zeros((2, 2, 3), np.uint8)
     picture[..., 0], picture[..., 2] = 200, 50
-    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="gbrp")
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="gbrp", threads=1)
     assert [int(plane[0, 0]) for plane in read_planes(frame)] == [200, 0, 50]
 
 

@@ -251,7 +251,8 @@ class Reader:
             expected = expected.replace("yuvj", "yuv")
         if (frame.height, frame.width) == (height, width) and stored_format(frame) == expected:
             return frame
-        return frame.reformat(width=width, height=height, format=self._format)
+        # One thread: swscale's slices write past their last line, into what another has done.
+        return frame.reformat(width=width, height=height, format=self._format, threads=1)
 
     def _say_what_is_wrong(self, timeline: Timeline) -> None:
         if timeline.moved:
