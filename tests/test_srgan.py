@@ -30,6 +30,7 @@ from train.srgan import (
     discriminator_step,
     generator_terms,
     main,
+    make_adversary,
     make_optimizers,
     train,
     update_average,
@@ -148,6 +149,7 @@ def test_each_system_of_the_paper_is_a_configuration(name, network, content, gan
         ("learning_rate", float("nan"), "learning_rate must be above 0, got nan"),
         ("content", "vgg33", "unknown content 'vgg33'; known: mse, vgg22, vgg54, none"),
         ("discriminator", "x", "unknown discriminator 'x'; known: paper, unet"),
+        ("lpips_network", "squeeze", "unknown lpips_network 'squeeze'; known: alex, vgg"),
         ("lpips_weight", -1.0, "lpips_weight must not be negative, got -1"),
         ("r1_weight", float("nan"), "r1_weight must not be negative, got nan"),
         ("luma_weight", 1.5, r"luma_weight must be in \[0, 1\], got 1\.5"),
@@ -343,6 +345,20 @@ def gan():
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     adversary = Adversary(discriminator, optimizer, ContentFeatures(vgg, "VGG19"), lpips)
     return config, net, adversary, torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg"])
+def test_the_lpips_term_is_of_the_network_that_was_asked_for(network, gan, monkeypatch):
+    asked = {}
+
+    def load(files, *, network):
+        asked[network] = gan[2].lpips
+        return gan[2].lpips
+
+    monkeypatch.setattr("train.srgan.load_lpips", load)
+    config = replace(TINY_GAN, crop=32, lpips_weight=1.0, lpips_network=network)
+    assert make_adversary(config, [], ALONE).lpips is asked[network]
+    assert make_adversary(replace(config, lpips_weight=0.0), [], ALONE).lpips is None
 
 
 def snapshot(module):

@@ -12,6 +12,7 @@ from train.losses import LossName
 NormName = Literal["batch", "none"]
 OptimizerName = Literal["adam", "muon"]
 ContentName = Literal["mse", "vgg22", "vgg54", "none"]
+LPIPSNetwork = Literal["alex", "vgg"]
 DegradationName = Literal["bicubic", "video"]
 
 
@@ -44,7 +45,8 @@ class TrainConfig:
     content_weight: float = 1.0
     adversarial_weight: float = 1e-3
     pixel_weight: float = 0.0  # of the loss of stage 1, against colour drift
-    lpips_weight: float = 0.0  # of LPIPS over AlexNet
+    lpips_weight: float = 0.0
+    lpips_network: LPIPSNetwork = "alex"  # or "vgg": VGG16
     grid_weight: float = 0.0  # of the pattern locked to the grid of the pixel shuffle
     discriminator: str = "paper"
     discriminator_channels: int = 64
@@ -171,6 +173,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss": get_args(LossName),
     "optimizer": get_args(OptimizerName),
     "content": get_args(ContentName),
+    "lpips_network": get_args(LPIPSNetwork),
     "discriminator": tuple(DISCRIMINATORS),
     "degradation": get_args(DegradationName),
     "recipe": tuple(RECIPES),

@@ -136,7 +136,9 @@ def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) 
     if config.content in ("vgg22", "vgg54") and config.content_weight:
         content = load_content_features(cast(Any, config.content), files)
         content.network.to(world.device)
-    lpips = load_lpips(files).to(world.device) if config.lpips_weight else None
+    lpips = None
+    if config.lpips_weight:
+        lpips = load_lpips(files, network=config.lpips_network).to(world.device)
     discriminator: nn.Module = DISCRIMINATORS[config.discriminator](
         config.crop, channels=config.discriminator_channels, spectral_norm=config.spectral_norm
     )
@@ -554,7 +556,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--features", type=Path, nargs="+", default=[], metavar="FILE",
         help="feature networks in safetensors, or folders of them: VGG for the content loss, "
-        "AlexNet and heads for LPIPS; without them VGG19 comes from torchvision",
+        "AlexNet (or VGG16) and heads for LPIPS; without them VGG19 comes from torchvision",
     )  # fmt: skip
     files.add_argument(
         "--eval-every", type=int, metavar="STEPS", help="default: ten times, at least every 2000"
