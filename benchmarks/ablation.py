@@ -76,7 +76,7 @@ GAN = TrainConfig(
 # by the flag that is changed; the first of a stage is what the others are compared with
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "fidelity": {
-        "as shipped": {},
+        "the recipe": {},
         "--norm batch": {"norm": "batch"},
         "--optimizer adam": {"optimizer": "adam", "learning_rate": 1e-3},
         "--loss mse": {"loss": "mse"},
@@ -84,7 +84,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "--ema 0": {"ema": 0.0},
     },
     "gan": {
-        "as shipped": {},
+        "the recipe": {},
         "--adversarial-weight 0": {"adversarial_weight": 0.0},
         "--lpips-weight 0": {"lpips_weight": 0.0},
         "--lpips-network vgg": {"lpips_network": "vgg"},

@@ -105,7 +105,7 @@ def read_middle(path: Path) -> list[Picture]:
     """Read the middle of some frames of a clip as (H, W, 3) uint8 RGB, sides divisible by 8."""
     with av.open(str(path)) as container:
         frames = islice(container.decode(video=0), FIRST, FIRST + FRAMES)
-        pictures = [frame.to_ndarray(format="rgb24") for frame in frames]
+        pictures = [frame.to_ndarray(format="rgb24", threads=1) for frame in frames]
     height, width = (min(SIDE, side) // 8 * 8 for side in pictures[0].shape[:2])
     top, left = (pictures[0].shape[0] - height) // 2, (pictures[0].shape[1] - width) // 2
     return [picture[top : top + height, left : left + width] for picture in pictures]

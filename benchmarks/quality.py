@@ -16,7 +16,7 @@ on Y of BT.601 in studio range, 8 bits, a border of 4 pixels left out, the mean 
 Networks run in float32 on the CPU, without tiling. Bicubic is Pillow's, from the 8-bit input.
 
 With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and over VGG16 on the
-small sets, of whole pictures. Texture ends are trained on the one over AlexNet, none on the other.
+small sets, of whole pictures. Built-in texture ends were trained on the one over AlexNet.
 
 Clips: with `--clips` (default: shared/data/clips), the middle of each clip, shrunk and put through
 x264; see benchmarks/compressed.py. `--figure` draws one crop with all systems side by side.

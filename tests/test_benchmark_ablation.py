@@ -42,8 +42,8 @@ def test_every_variant_is_trained_scored_and_not_trained_twice(
     ablation, folders, tmp_path, capsys, monkeypatch
 ):
     few = {
-        "fidelity": {"as shipped": {}, "--ema 0": {"ema": 0.0}},
-        "gan": {"as shipped": {}, "--lpips-network vgg": {"lpips_network": "vgg"}},
+        "fidelity": {"the recipe": {}, "--ema 0": {"ema": 0.0}},
+        "gan": {"the recipe": {}, "--lpips-network vgg": {"lpips_network": "vgg"}},
     }
     monkeypatch.setattr(ablation, "VARIANTS", few)
     assert ablation.main([*folders, "--smoke", "--json", str(tmp_path / "a.json")]) == 0
@@ -63,7 +63,7 @@ def test_every_variant_is_trained_scored_and_not_trained_twice(
 def test_each_variant_is_one_flag_of_the_trainer(ablation):
     for stage, base in (("fidelity", ablation.FIDELITY), ("gan", ablation.GAN)):
         first, *others = ablation.VARIANTS[stage].items()
-        assert first == ("as shipped", {})
+        assert first == ("the recipe", {})
         for flag, changes in others:
             name = flag.split()[0].removeprefix("--").replace("-", "_")
             assert name in changes

@@ -58,7 +58,7 @@ class Score:
     lpips: float | None = None
     """LPIPS 0.1 over AlexNet, 0 for equal pictures, of the whole picture; None: not measured"""
     lpips_vgg: float | None = None
-    """the same over VGG16, which no recipe trains on"""
+    """the same over VGG16, which no built-in model was trained on"""
 
 
 def to_picture(frame: Tensor) -> NDArray[np.uint8]:
