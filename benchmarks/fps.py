@@ -16,7 +16,8 @@ chain of threads, once with a null sink, once the whole of `vsr upscale` with th
 frames of each are a warm-up and do not count.
 
 A frame's time is the time between two frames that come out. A decoder and an encoder work ahead or
-behind in threads of their own, so that their frames/s, from the whole time with its flush, say more
+behind in threads of their own, and an engine computes as many frames at once as it does for `vsr`,
+so that frames come out in bunches: their frames/s, from the whole time with its flush, say more
 than their median. CPU seconds are those of all threads. Share: of the sum of the stages' times.
 
 Roofline: the network's multiplications against the fastest large matrix product in float32 that
@@ -70,10 +71,9 @@ from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import ENCODERS, EncoderSettings, PictureEncoding  # noqa: E402
 from vsr.finish import planes_finish  # noqa: E402
-from vsr.memory import peak_bytes  # noqa: E402
+from vsr.memory import automatic_lanes, peak_bytes  # noqa: E402
 from vsr.pipeline import run  # noqa: E402
 from vsr.stages import (  # noqa: E402
-    Staged,
     chained,
     device_of,
     to_plane_frames,
@@ -333,6 +333,7 @@ def measure_backend(
     engine(torch.zeros(1, 3, *protocol.size, dtype=engine.dtype, device=engine.device))
     load_seconds = time.perf_counter() - began
     share_threads(engine, protocol.threads)
+    engine.lanes = automatic_lanes(engine, protocol.size)
     with closing(engine):
         stages, alone, null = measure_stages(engine, source, protocol)
     macs = macs_per_lr_pixel(model.net)
@@ -344,6 +345,7 @@ def measure_backend(
         "precision": engine.precision,
         "model": model.name,
         "sha256": model.sha256,
+        "frames_at_once": engine.lanes,
         "load_seconds": round(load_seconds, 3),
         "stages": stages,
         "engine_alone": alone,
@@ -410,15 +412,19 @@ def measure_stages(
         )
         decoded: list[Timed[list[Tensor]]] = []
         stages = {"decode": timed(reader.frames(), protocol, decoded.append)}
-    with Reader(source, threads=threads) as reader, ExitStack() as stack:
-        planes: list[Timed[list[Tensor]]] = []  # keeping them is no work
-        chain = chained(reader.frames(), info.layout, engine, encoding.layout, size, stack)
-        null = timed(chain, protocol, lambda frame: planes.append(owned(frame, engine)))
+    # what is made is kept in a second run only: memory that is new to the process costs time
+    planes: list[Timed[list[Tensor]]] = []
+    for keep in (False, True):
+        with Reader(source, threads=threads) as reader, ExitStack() as stack:
+            chain = chained(reader.frames(), info.layout, engine, encoding.layout, size, stack)
+            if keep:
+                planes += [owned(frame, engine) for frame in chain]
+            else:
+                null = timed(chain, protocol)
     filled = in_slots(decoded, engine)
-    rgb: list[Timed[Staged | None]] = []
-    stages["convert"] = timed(
-        finished(to_rgb_frames(iter(filled), info.layout, engine), engine), protocol, rgb.append
-    )
+    converted = finished(to_rgb_frames(iter(filled), info.layout, engine), engine)
+    stages["convert"] = timed(converted, protocol)
+    rgb = list(to_rgb_frames(iter(filled), info.layout, engine))
     alone = timed(finished(upscaled(iter(rgb), engine), engine), protocol)
     finish = planes_finish(encoding.layout, engine.scale)
     if finish is not None and engine.fuses(finish):
@@ -539,7 +545,8 @@ def print_row(row: dict[str, Any]) -> None:
         f"stages {ratios['cpu_with_encoder_to_sum_of_stages']:.2f}, cores busy "
         f"{ratios['cores_busy_with_encoder']:.0%}, conversions to engine "
         f"{ratios['conversions_to_engine']:.2f}\n"
-        f"loading {row['load_seconds']:.2f} s, peak memory {row['peak_bytes'] / 2**20:.0f} MiB"
+        f"{row['frames_at_once']} frames at once, loading {row['load_seconds']:.2f} s, "
+        f"peak memory {row['peak_bytes'] / 2**20:.0f} MiB"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -52,6 +52,11 @@ class Engine(ABC):
     """what the back end can compute in; the first is what "auto" takes"""
     clamps: ClassVar[bool] = False
     """whether `_run` itself keeps to [0, 1]"""
+    lanes: int = 1
+    """frames that are computed at once by `begin`; to be set, up to `most_lanes`"""
+    most_lanes: int = 1
+    """each lane takes memory for a frame, and all together gain where they do not wait for one
+    another as the threads of one frame do"""
 
     def __init__(
         self,
@@ -99,6 +104,23 @@ class Engine(ABC):
             As a call.
         """
         return finish(self(frames).float())
+
+    def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
+        """Begin to upscale one frame, and return a call that waits for it.
+
+        Up to `lanes` frames may be begun and not waited for; they are waited for in their order,
+        once each. With one lane the call itself does the work.
+
+        Args:
+            frames: (1, 3, H, W), as the contract has it; left as it is until it was waited for.
+            finish: see `finished`; None: the call gives the enlarged frame alone.
+
+        Raises:
+            As a call; here, or where it is waited for.
+        """
+        if finish is None:
+            return lambda: [self(frames)]
+        return lambda: self.finished(frames, finish)
 
     def verdict(self) -> Tensor | None:
         """Whether any result since the last verdict is spoilt, (1,) bool on the device.

@@ -7,10 +7,27 @@ as large as all else, is never written down.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
+
+
+class CellFinish(nn.Module, ABC):
+    """A finish before a pixel shuffle by `factor`: the sums as a module, then the order of bytes.
+
+    The module takes (1, 3*factor*factor, h, w) float32 RGB in [0, 1] and returns a tuple of
+    tensors, of any shape. A compiler moves bytes slower than it multiplies: `assembled` does that
+    afterwards.
+    """
+
+    @abstractmethod
+    def assembled(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """Make of what the module returned, which may be written to, what the `Finish` makes.
+
+        Equal up to the rounding of float32 sums; fresh contiguous tensors.
+        """
 
 
 class Finish(Hashable, Protocol):
@@ -32,13 +49,8 @@ class Finish(Hashable, Protocol):
     def reach(self) -> int:
         """How far a value of the result sees, in pixels of the enlarged frame."""
 
-    def before_shuffle(self, factor: int) -> nn.Module | None:
-        """Return a module that makes the same before a pixel shuffle by `factor`, or None.
-
-        It takes (1, 3*factor*factor, h, w) float32 RGB in [0, 1] and returns a tuple of (1, C, H,
-        W), whose channels one after the other are the tensors of a call, up to the rounding of
-        float32 sums.
-        """
+    def before_shuffle(self, factor: int) -> CellFinish | None:
+        """Return what makes the same before a pixel shuffle by `factor`, or None."""
 
     def is_black(self, results: list[Tensor]) -> Tensor:
         """Tell whether nothing of a frame is lit, from what was made of it: () bool."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
+from collections import deque
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from engines.algebra import Rewrites, rewrite, without_shuffle
 from engines.base import Engine, Precision, choose_precision
 from engines.errors import BackendUnavailable, EngineBuildError
-from engines.finish import Finish
+from engines.finish import CellFinish, Finish
 from engines.int8 import (
     INT8_FLAGS,
     Int8Form,
@@ -31,7 +34,8 @@ BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""
 
 _KEPT_SHAPES = 2  # whole frames and their tiles
-_Key = tuple[Finish | None, tuple[int, ...]]
+_MOST_LANES = 4  # each takes memory for a frame, and more threads than that share one
+_Key = tuple[Finish | None, tuple[int, ...], int]
 _DTYPES = {"f32": torch.float32, "u8": torch.uint8}
 _TELEMETRY = "openvino_telemetry"
 
@@ -40,7 +44,9 @@ class OpenVINOEngine(Engine):
     """The network compiled by OpenVINO for the CPU.
 
     A size that is not among the last two costs a reshape and a compilation. A finish becomes part
-    of the graph where the network ends in a pixel shuffle.
+    of the graph where the network ends in a pixel shuffle. With several `lanes` their frames share
+    the threads: none waits for another at the end of each layer, nor for a core that something
+    else uses meanwhile.
 
     Args:
         model: the weights.
@@ -88,9 +94,10 @@ class OpenVINOEngine(Engine):
         module = runtime_form(model.net)
         self._module = module if self._form is None else with_int8_weights(module, self._form)
         self._networks: dict[Finish | None, Any] = {None: self._converted(self._module)}
-        self._key: _Key = (None, ())
-        self._request: Any = None
-        self._compiled: dict[_Key, tuple[Any, Any]] = {}  # and a request
+        self._cells: dict[Finish | None, CellFinish] = {}
+        self._compiled: dict[_Key, _Compiled] = {}
+        self._last: _Compiled | None = None
+        self.most_lanes = min(_MOST_LANES, threads or os.cpu_count() or 1)
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
@@ -108,43 +115,42 @@ class OpenVINOEngine(Engine):
             insert_fake_quantize(network, self._form)
         return network
 
-    def _compile(self, finish: Finish | None, shape: tuple[int, ...]) -> None:
+    def _compile(self, finish: Finish | None, shape: tuple[int, ...], lanes: int) -> _Compiled:
+        options = self._options if lanes == 1 else {**self._options, "NUM_STREAMS": lanes}
         try:
             network = self._networks[finish]
             network.reshape(list(shape))
             with own_signal_stack():
-                compiled = self._core.compile_model(network, "CPU", self._options)
+                compiled = self._core.compile_model(network, "CPU", options)
         except RuntimeError as error:
             raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
-        if len(self._compiled) == _KEPT_SHAPES:
-            self._compiled.pop(next(iter(self._compiled)))
-        self._compiled[finish, shape] = (compiled, compiled.create_infer_request())
+        return _Compiled(compiled, lanes)
 
-    def _take(self, finish: Finish | None, shape: tuple[int, ...]) -> None:
-        """Make the network of a shape, with a finish or without, the one that runs next."""
-        key = (finish, shape)
-        if key == self._key:
-            return
+    def _start(
+        self, frames: Tensor, finish: Finish | None, lanes: int
+    ) -> Callable[[], list[Tensor]]:
+        """Start a checked frame on the network of its shape, with a finish that fuses or none."""
+        key = (finish, tuple(frames.shape), lanes)
         if key not in self._compiled:
-            self._compile(finish, shape)
-        self._key, self._request = key, self._compiled[key][1]
+            if len(self._compiled) == _KEPT_SHAPES:
+                self._compiled.pop(next(iter(self._compiled)))
+            self._compiled[key] = self._compile(*key)
+        self._last = self._compiled[key]
+        wait = self._last.start(frames)
+        if finish is None:
+            return wait
+        cells = self._cells[finish]
+        return lambda: cells.assembled(wait())
 
     def kernels(self, kind: str) -> list[str]:
         """Return the number format of each kernel of a kind ("Convolution") that runs.
 
         Only after a call: what runs is decided by its size.
         """
-        nodes = self._compiled[self._key][0].get_runtime_model().get_ordered_ops()
-        infos = [node.get_rt_info() for node in nodes]
-        return [
-            info["runtimePrecision"].astype(str)
-            for info in infos
-            if info["layerType"].astype(str) == kind
-        ]
+        return [] if self._last is None else self._last.kernels(kind)
 
     def _run(self, frames: Tensor) -> Tensor:
-        self._take(None, tuple(frames.shape))
-        return self._infer(frames)[0]
+        return self._start(frames, None, 1)()[0]
 
     def fuses(self, finish: Finish) -> bool:
         if finish in self._networks:
@@ -156,36 +162,94 @@ class OpenVINOEngine(Engine):
         # of the finishes the last alone is kept: a job has one, and a clip like the last has it too
         self._networks = {None: self._networks[None]}
         self._compiled = {key: kept for key, kept in self._compiled.items() if key[0] is None}
-        self._key = (None, ())
         self._networks[finish] = self._converted(nn.Sequential(*cut[0], after).eval())
+        self._cells = {finish: after}
         return True
 
     def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
         if not self.fuses(finish):
             return super().finished(frames, finish)
         self._check(frames)
-        self._take(finish, tuple(frames.shape))
-        return [channel for result in self._infer(frames) for channel in result[0]]
+        return self._start(frames, finish, 1)()
 
-    def _infer(self, frames: Tensor) -> list[Tensor]:
-        """Run the network that was taken; all that comes out is fresh."""
-        openvino = import_openvino()
-        # into memory of our own, so that nothing is copied afterwards
-        results = [
-            torch.empty(tuple(port.shape), dtype=_DTYPES[port.element_type.get_type_name()])
-            for port in self._compiled[self._key][0].outputs
-        ]
-        for index, result in enumerate(results):
-            shared = openvino.Tensor(result.numpy(), shared_memory=True)
-            self._request.set_output_tensor(index, shared)
-        self._request.infer([frames.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return results
+    def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
+        if self.lanes == 1 or not (finish is None or self.fuses(finish)):
+            return super().begin(frames, finish)
+        self._check(frames)
+        return self._start(frames, finish, self.lanes)
 
     def close(self) -> None:
         """Give back the compiled networks."""
-        self._request = None
+        self._last = None
+        for compiled in self._compiled.values():
+            compiled.close()
         self._compiled.clear()
-        self._key = (None, ())
+
+
+class _Compiled:
+    """A network compiled for one shape.
+
+    Args:
+        network: an `openvino.CompiledModel`.
+        lanes: frames that it may have under way.
+    """
+
+    def __init__(self, network: Any, lanes: int) -> None:
+        self._network = network
+        self._lanes = deque(_Lane(network) for _ in range(lanes))
+
+    def start(self, frames: Tensor) -> Callable[[], list[Tensor]]:
+        """Start on a frame; what the call that waits for it returns is fresh."""
+        lane = self._lanes[0]
+        self._lanes.rotate(-1)
+        lane.start(frames)
+        return lane.results
+
+    def kernels(self, kind: str) -> list[str]:
+        """See `OpenVINOEngine.kernels`."""
+        nodes = self._network.get_runtime_model().get_ordered_ops()
+        infos = [node.get_rt_info() for node in nodes]
+        return [
+            info["runtimePrecision"].astype(str)
+            for info in infos
+            if info["layerType"].astype(str) == kind
+        ]
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        for lane in self._lanes:
+            lane.results()
+
+
+class _Lane:
+    """One frame at a time on a compiled network."""
+
+    def __init__(self, network: Any) -> None:
+        self._request = network.create_infer_request()
+        self._ports = [
+            (tuple(port.shape), _DTYPES[port.element_type.get_type_name()])
+            for port in network.outputs
+        ]
+        # the request knows the addresses alone: what it reads and writes must last as long
+        self._frames: Tensor | None = None
+        self._results: list[Tensor] = []
+
+    def start(self, frames: Tensor) -> None:
+        """Start on a frame, once the one before is done, wanted or not."""
+        openvino = import_openvino()
+        self._request.wait()
+        # into memory of our own, so that nothing is copied afterwards
+        self._results = [torch.empty(shape, dtype=dtype) for shape, dtype in self._ports]
+        for index, result in enumerate(self._results):
+            shared = openvino.Tensor(result.numpy(), shared_memory=True)
+            self._request.set_output_tensor(index, shared)
+        self._frames = frames.contiguous()
+        self._request.start_async([self._frames.numpy()], share_inputs=True)
+
+    def results(self) -> list[Tensor]:
+        """Wait for the frame that was started last."""
+        self._request.wait()
+        return self._results
 
 
 def import_openvino() -> ModuleType:

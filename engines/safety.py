@@ -60,6 +60,7 @@ class SafeEngine(Engine):
         self._tiled = (
             None if side is None else TiledEngine(self._engine, side, whole_frames=whole_frames)
         )
+        self.lanes = engine.lanes if self._tiled is None else 1
         self._exact: SafeEngine | None = None
         self._start_anew = False
         self._last_verdict: Tensor | None = None
@@ -90,6 +91,15 @@ class SafeEngine(Engine):
         return self._with_memory(
             lambda: (self._tiled or self._engine).finished(frames, finish), frames
         )
+
+    def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
+        whole = super().begin(frames, finish)  # the call that waits does the work
+        if self.lanes == 1:
+            return whole
+        begun = self._unless_short_of_memory(lambda: self._engine.begin(frames, finish))
+        if begun is None:
+            return whole
+        return lambda: self._unless_short_of_memory(begun) or whole()
 
     def update(
         self,
@@ -194,6 +204,16 @@ class SafeEngine(Engine):
                 shortage = " ".join(str(error).split())
             self._halve_tiles(frames, shortage)  # here: the exception holds on to memory
 
+    def _unless_short_of_memory(self, call: Callable[[], T]) -> T | None:
+        """Return what a call returns; None where memory is short, and from then on one lane."""
+        try:
+            return call()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.lanes = 1
+        return None
+
     def _halve_tiles(self, frames: Tensor, shortage: str) -> None:
         height, width = frames.shape[2:]
         side = min(self.side or max(height, width), max(height, width))
@@ -208,7 +228,7 @@ class SafeEngine(Engine):
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._tiled = TiledEngine(self._engine, side)
+        self._tiled, self.lanes = TiledEngine(self._engine, side), 1
 
 
 class _Judge(Engine):
@@ -219,6 +239,7 @@ class _Judge(Engine):
             engine.model, device=engine.device, dtype=engine.dtype, precision=engine.precision
         )
         self.backend = engine.backend
+        self.lanes = engine.lanes
         self.spoilt: Tensor | None = None
         """(1,) bool on the device: whether any result since it was None is spoilt"""
         self._engine = engine
@@ -238,9 +259,20 @@ class _Judge(Engine):
     def finished(self, frames: Tensor, finish: Finish) -> list[Tensor]:
         if not self.fuses(finish):
             return super().finished(frames, finish)
-        results = self._engine.finished(frames, finish)
-        # what fuses (see `engines.ov`) has the range of float32: it cannot come out infinite
-        self._note(((frames.amax() >= LIT) & finish.is_black(results)).reshape(1))
+        return self._noted(frames, self._engine.finished(frames, finish), finish)
+
+    def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
+        if self.lanes == 1 or not (finish is None or self.fuses(finish)):
+            return super().begin(frames, finish)
+        begun = self._engine.begin(frames, finish)
+        return lambda: self._noted(frames, begun(), finish)
+
+    def _noted(self, frames: Tensor, results: list[Tensor], finish: Finish | None) -> list[Tensor]:
+        """Look at what has been clamped already, where the network is."""
+        if finish is None:
+            self._note(spoilt(frames, results[0]))
+        else:  # what fuses (see `engines.ov`) has the range of float32: it cannot be infinite
+            self._note(((frames.amax() >= LIT) & finish.is_black(results)).reshape(1))
         return results
 
     def _note(self, found: Tensor) -> None:

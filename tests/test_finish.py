@@ -56,7 +56,7 @@ def test_planes_of_cells_are_those_of_the_pixels(factor, matrix, full_range, ste
         assert finish is None
         return
     rgb = torch.rand(1, 3, 7 * factor, 5 * factor)
-    made = [plane for planes in finish(F.pixel_unshuffle(rgb, factor)) for plane in planes[0]]
+    made = finish.assembled(finish(F.pixel_unshuffle(rgb, factor)))
     assert_close(made, from_rgb(rgb, layout))
 
 

@@ -282,7 +282,7 @@ def test_the_source_is_never_overwritten(tiny_weights, tmp_path):
         upscale(source, source, model=tiny_weights, overwrite=True)
 
 
-@pytest.mark.parametrize("stage", ["to_rgb", "engine", "finished", "from_rgb", "write", "progress"])
+@pytest.mark.parametrize("stage", ["to_rgb", "engine", "begin", "from_rgb", "write", "progress"])
 def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     stage, plain_clip, tiny_weights, tmp_path, monkeypatch
 ):
@@ -303,8 +303,8 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     progress = failing if stage == "progress" else None
     if stage == "engine":
         monkeypatch.setattr("engines.base.Engine.__call__", wrapped(Engine.__call__))
-    elif stage == "finished":
-        monkeypatch.setattr(OpenVINOEngine, "finished", wrapped(OpenVINOEngine.finished))
+    elif stage == "begin":
+        monkeypatch.setattr(OpenVINOEngine, "begin", wrapped(OpenVINOEngine.begin))
     elif stage == "write":
         monkeypatch.setattr(SegmentedWriter, "write", wrapped(SegmentedWriter.write))
     elif stage != "progress":
@@ -312,7 +312,7 @@ def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     with pytest.raises(RuntimeError, match="stage broke"):
         upscale(
             plain_clip, tmp_path / "out.mp4", model=tiny_weights, progress=progress,
-            backend="openvino" if stage == "finished" else "pytorch",
+            backend="openvino" if stage == "begin" else "pytorch",
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
     names = {thread.name for thread in threading.enumerate()}

@@ -11,6 +11,7 @@ Knows nothing of files: planes in, planes out, on whatever device they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -290,19 +291,20 @@ def _quantise(plane: Tensor, layout: PlaneLayout, gain_offset: tuple[float, floa
 
 def _enlarge_chroma(planes: Tensor, size: Sequence[int], layout: PlaneLayout) -> Tensor:
     """Bring (2, h, w) to luma size (H, W) by linear interpolation from where its samples lie."""
-    for axis in (1, 0):  # rows are copied faster than columns, so they are made last
-        step = layout.chroma_step[axis]
+    for axis in (1, 0):  # rows are made faster than columns, so they are made last
+        step, dim = layout.chroma_step[axis], axis + 1
         if step == 1:
             continue
-        at = torch.arange(size[axis], device=planes.device, dtype=torch.float32)
-        at = (at - layout.chroma_position[axis]) / step
-        at = at.clamp(0, planes.shape[axis + 1] - 1)
-        before = at.floor().long()
-        after = (before + 1).clamp(max=planes.shape[axis + 1] - 1)
-        weight = (at - before).unsqueeze(1 - axis)
-        planes = planes.index_select(axis + 1, before).lerp_(
-            planes.index_select(axis + 1, after), weight
-        )
+        last = planes.shape[dim] - 1
+        padded = torch.cat([planes.narrow(dim, 0, 1), planes, planes.narrow(dim, last, 1)], dim)
+        large = planes.new_empty([2, *planes.shape[1:dim], size[axis], *planes.shape[dim + 1 :]])
+        for phase in range(step):  # all that lie alike between two samples, at once
+            at = (phase - layout.chroma_position[axis]) / step
+            before = math.floor(at)
+            part = large[:, phase::step] if axis == 0 else large[..., phase::step]
+            here, after = (padded.narrow(dim, before + k, part.shape[dim]) for k in (1, 2))
+            torch.lerp(here, after, at - before, out=part)
+        planes = large
     return planes
 
 

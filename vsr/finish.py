@@ -8,14 +8,17 @@ cell before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engines.finish import Finish
+from engines.finish import CellFinish, Finish
 from vsr.convert import LUMA_WEIGHTS, PlaneLayout, from_rgb
+
+_NUMBERS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}  # by their bytes
 
 BLACK_LEVELS = 0.5
 """above the code value of black, of 8 bits: what lies below is nothing"""
@@ -36,7 +39,7 @@ class ToPlanes:
         """How far chroma sees, in luma samples."""
         return max(self.layout.chroma_step) if self.layout.kind == "yuv" else 0
 
-    def before_shuffle(self, factor: int) -> nn.Module | None:
+    def before_shuffle(self, factor: int) -> CellFinish | None:
         """See `Finish`; for 8-bit YUV whose chroma sees no further than the cell before it."""
         layout = self.layout
         if layout.kind != "yuv" or layout.depth != 8:
@@ -81,7 +84,7 @@ def _taps(layout: PlaneLayout, axis: int) -> dict[int, float]:
     return {int(position) + k: (step - abs(k)) / step**2 for k in range(1 - step, step)}
 
 
-class PlanesOfCells(nn.Module):
+class PlanesOfCells(CellFinish):
     """Makes planes of cells.
 
     Args:
@@ -105,21 +108,29 @@ class PlanesOfCells(nn.Module):
         samples = factor * factor
         self.first = _convolution([first[samples:]], bias[samples:])
 
-    def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Make Y, and U and V.
+    def forward(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """Make the samples of each cell: Y before U before V.
 
         Args:
             cells: (1, 3*factor*factor, H, W) float32 in [0, 1].
 
         Returns:
-            Y, (1, 1, height, width) uint8, and U and V, (1, 2, height, width).
+            All, (1, H, W, samples) uint8; where chroma looks back, U and V of the first column
+            over again, (1, H, 1, samples).
         """
-        before = F.pad(cells, (1, 0, 0, 0)) if self.looks_back else cells
-        levels = _to_bytes(self.all(before))
-        y, uv = levels[:, : self.luma[0] ** 2], levels[:, self.luma[0] ** 2 :]
+        if not self.looks_back:
+            return (_to_bytes(self.all(cells)),)
+        first = _to_bytes(self.first(cells[..., :1]))
+        return _to_bytes(self.all(F.pad(cells, (1, 0, 0, 0)))), first
+
+    def assembled(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """See `CellFinish`."""
+        cells = made[0][0]  # (H, W, samples)
+        luma, chroma = (rows * columns for rows, columns in (self.luma, self.chroma))
         if self.looks_back:
-            uv = torch.cat([_to_bytes(self.first(cells[..., :1])), uv[..., 1:]], 3)
-        return _spread(y, self.luma), _spread(uv, self.chroma)
+            cells[:, :1, luma:] = made[1][0]
+        y, u, v = torch.split(cells, [luma, chroma, chroma], -1)
+        return [_spread(y, self.luma), _spread(u, self.chroma), _spread(v, self.chroma)]
 
 
 def _weights(layout: PlaneLayout, factor: int) -> tuple[Tensor, Tensor]:
@@ -168,14 +179,17 @@ def _convolution(kernels: list[Tensor], bias: Tensor) -> nn.Conv2d:
 
 
 def _to_bytes(levels: Tensor) -> Tensor:
-    return levels.round().clamp(0, 255).to(torch.uint8)
+    """Round (1, C, H, W) to (1, H, W, C) uint8: as it lies in memory, where channels come last."""
+    return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _spread(cells: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Spread (1, C * rows * columns, H, W) to (1, C, H * rows, W * columns)."""
+    """Spread (H, W, rows * columns) uint8 to (H * rows, W * columns)."""
     rows, columns = sides
-    if rows == columns:
-        return F.pixel_shuffle(cells, rows)
-    height, width = cells.shape[2:]
-    parts = cells.reshape(-1, rows, columns, height, width).permute(0, 3, 1, 4, 2)
-    return parts.reshape(1, -1, height * rows, width * columns)
+    height, width = cells.shape[:2]
+    # a row of a cell moves as one number, if it lies where such a number may
+    places = (columns, cells.stride(1), cells.storage_offset())
+    size = next(size for size in _NUMBERS if not any(place % size for place in places))
+    numbers = cells.view(_NUMBERS[size]).view(height, width, rows, columns // size)
+    spread = numbers.permute(0, 2, 1, 3).contiguous()
+    return spread.view(torch.uint8).view(height * rows, width * columns)

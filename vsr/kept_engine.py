@@ -25,6 +25,7 @@ class KeptEngine:
         self._engine: Engine | None = None
         self._sides: dict[object, int | None] = {}
         self._whole: dict[tuple[int, int], bool] = {}
+        self._lanes: dict[tuple[int, int], int] = {}
 
     def __enter__(self) -> KeptEngine:
         return self
@@ -79,6 +80,12 @@ class KeptEngine:
             self._whole[size] = ask()
         return self._whole[size]
 
+    def lanes(self, size: tuple[int, int], choose: Callable[[], int]) -> int:
+        """Return how many frames of (height, width) are computed at once; chosen once likewise."""
+        if size not in self._lanes:
+            self._lanes[size] = choose()
+        return self._lanes[size]
+
     @property
     def switched_at(self) -> int | None:
         """Number of the frame of this run at which `start_now` changed the back end, if it did."""
@@ -89,6 +96,7 @@ class KeptEngine:
         engine, self._engine = self._engine, None
         self._sides.clear()
         self._whole.clear()
+        self._lanes.clear()
         if engine is not None:
             engine.close()
 

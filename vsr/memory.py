@@ -16,6 +16,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 # the engine's, the same in float32 and resized, and what the chroma filter makes of it: a guess
 _RESULTS_ON_DEVICE = 5
 _RESULTS_WAITING = 5  # one made, two in the queue, one shrunk and converted
+_ASSUMED_FREE = 2 << 30  # where nobody tells
 _LEAST_STRIP = 128  # rows; thinner ones are mostly overlap
 
 
@@ -76,6 +77,23 @@ def automatic_tile(engine: Engine, size: tuple[int, int]) -> int | None:
         value_bytes=engine.dtype.itemsize,
         results=1 if on_host else _RESULTS_ON_DEVICE,
     )
+
+
+def automatic_lanes(engine: Engine, size: tuple[int, int]) -> int:
+    """Choose how many whole frames an engine computes at once, by the memory that is free.
+
+    All of them may take half of it, as one that is alone (see `fitting_tile`).
+
+    Args:
+        engine: to run.
+        size: (height, width) of the input.
+    """
+    if engine.most_lanes == 1:
+        return 1
+    pixels = size[0] * size[1]
+    frame = pixels * (bytes_per_pixel(engine.model.net) + 3 * 4 * engine.scale**2)
+    free = free_bytes()
+    return max(1, min(engine.most_lanes, (_ASSUMED_FREE if free is None else free) // 2 // frame))
 
 
 def automatic_strip(engine: Engine, size: tuple[int, int]) -> int | None:

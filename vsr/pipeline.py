@@ -43,7 +43,7 @@ from vsr.inputs import open_reader
 from vsr.job_key import job_key
 from vsr.kept_engine import KeptEngine
 from vsr.live_job import record
-from vsr.memory import automatic_strip, automatic_tile, peak_bytes
+from vsr.memory import automatic_lanes, automatic_strip, automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
@@ -224,6 +224,10 @@ def run(
             and config.tile is None
             and not is_sequence(output)  # which go on at any frame, not only where all is anew
             and kept.fits_whole(frame_size, lambda: automatic_tile(bare, frame_size) is None)
+        )
+        parts = side is not None or config.changed_only
+        bare.lanes = (
+            1 if parts else kept.lanes(frame_size, lambda: automatic_lanes(bare, frame_size))
         )
         engine = SafeEngine(bare, side=side, whole_frames=whole_frames)
         stack.callback(engine.close_exact)

@@ -6,6 +6,7 @@ and the frame's `Slot` keeps uploads, work and downloads in order (see `vsr.tran
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
@@ -31,7 +32,7 @@ T = TypeVar("T")
 QUEUE_DEPTH = 2
 STAGES = ("decode", "to-rgb", "engine", "to-planes", "encode")
 # four queues and what is made on either side of each, and the one that is read: never scarce
-_HOST_SLOTS = 4 * (QUEUE_DEPTH + 2)
+_HOST_SLOTS = 4 * (QUEUE_DEPTH + 2)  # and one more a lane beyond the first
 
 
 class StageMeters(dict[str, Meter]):
@@ -79,7 +80,7 @@ def device_of(engine: Engine, *, results_stay: bool = False) -> Device:
     """
     if engine.device.type == "cuda":
         return Cuda(engine.device, results_stay=results_stay)
-    return Host(_HOST_SLOTS)
+    return Host(_HOST_SLOTS + engine.lanes - 1)
 
 
 def chained(
@@ -219,23 +220,57 @@ def upscaled(
 ) -> Iterator[Timed[Enlarged | None]]:
     """Run the engine; as far as to the planes, where it does that with less work.
 
+    As many frames are under way as the engine has lanes.
+
     Args:
         frames: as it takes them.
         engine: runs.
         finish: makes the planes of what needs no shrinking; None: that is left to the next stage.
         size: (height, width) of the output.
     """
+    begun = _begun(frames, engine, finish, size)
+    under_way: deque[Timed[Callable[[], Enlarged] | None]] = deque()
+    failure: Exception | None = None
+    while failure is None:
+        try:
+            under_way.append(next(begun))
+        except StopIteration:
+            break
+        except Exception as error:  # comes after the frames that were begun before it
+            failure = error
+        while len(under_way) >= engine.lanes:
+            yield _waited_for(under_way.popleft())
+    yield from map(_waited_for, under_way)
+    if failure is not None:
+        raise failure
+
+
+def _begun(
+    frames: Iterable[Timed[Staged | None]],
+    engine: Engine,
+    finish: Finish | None,
+    size: tuple[int, int],
+) -> Iterator[Timed[Callable[[], Enlarged] | None]]:
+    """Begin frame after frame; each is waited for by a call."""
     for frame in frames:
-        enlarged = None
-        if (staged := frame.value) is not None:
-            last = finish if _needs_no_shrinking(staged, engine, size) else None
-            with staged.slot.work():
-                if last is not None and engine.fuses(last):
-                    results = engine.finished(staged.rgb, last)
-                else:
-                    results, last = [engine(staged.rgb)], None
-            enlarged = Enlarged(staged.slot, results, last is not None, engine.verdict())
-        yield Timed(enlarged, frame.pts, frame.duration)
+        staged, call = frame.value, None
+        if staged is not None:
+            shrinks = not _needs_no_shrinking(staged, engine, size)
+            last = None if finish is None or shrinks or not engine.fuses(finish) else finish
+            call = partial(_enlarged, engine, staged, engine.begin(staged.rgb, last), last)
+        yield Timed(call, frame.pts, frame.duration)
+
+
+def _enlarged(
+    engine: Engine, staged: Staged, begun: Callable[[], list[Tensor]], finish: Finish | None
+) -> Enlarged:
+    with staged.slot.work():  # an engine with one lane, as on an accelerator, works here
+        results = begun()
+    return Enlarged(staged.slot, results, finish is not None, engine.verdict())
+
+
+def _waited_for(frame: Timed[Callable[[], Enlarged] | None]) -> Timed[Enlarged | None]:
+    return Timed(None if frame.value is None else frame.value(), frame.pts, frame.duration)
 
 
 def _needs_no_shrinking(staged: Staged, engine: Engine, size: tuple[int, int]) -> bool:
