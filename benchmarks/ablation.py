@@ -9,8 +9,9 @@ scores what comes out. Two stages, as training has them:
 - fidelity: a small network of the srgan kind (4 blocks, 32 channels) from random weights, with the
   pixel loss alone, 3 x `--steps` steps. PSNR-Y.
 - gan: srgan-lite from its shipped fidelity end, `--steps` steps against the discriminator. PSNR-Y,
-  LPIPS over AlexNet and over VGG16, and two faults: `grid`, the pattern locked to the pixel
-  shuffle's grid, and `colour`, how far 4x4 means are from the original's; both in 8-bit levels.
+  LPIPS over AlexNet and over VGG16, DISTS, which no flag trains on, and two faults: `grid`, the
+  pattern locked to the pixel shuffle's grid, and `colour`, how far 4x4 means are from the
+  original's; both in 8-bit levels.
 
 All runs of a stage begin alike and see the same patches. Scores are means over the pictures of Set5
 and Set14, on bicubic input. A short run shows which way a flag pulls, not how far it goes.
@@ -48,7 +49,7 @@ from train.data import (  # noqa: E402
 )
 from train.losses import grid_loss  # noqa: E402
 from train.metrics import psnr, to_luma, to_picture  # noqa: E402
-from train.perceptual import LPIPS, find_feature_files, load_lpips  # noqa: E402
+from train.perceptual import find_feature_files, load_dists, load_lpips  # noqa: E402
 from train.srgan import Pace, RunPaths, train  # noqa: E402
 
 SCALE = 4
@@ -87,7 +88,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "the recipe": {},
         "--adversarial-weight 0": {"adversarial_weight": 0.0},
         "--lpips-weight 0": {"lpips_weight": 0.0},
-        "--lpips-network vgg": {"lpips_network": "vgg"},
+        "--lpips-network alex": {"lpips_network": "alex"},
         "--content vgg54": {"content": "vgg54", "content_weight": 40.0},
         "--pixel-weight 0": {"pixel_weight": 0.0},
         "--grid-weight 0": {"grid_weight": 0.0},
@@ -99,7 +100,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 LPIPS_COLUMNS: dict[str, Any] = {"lpips": "alex", "lpips_vgg": "vgg"}
-COLUMNS = ("psnr_y", "lpips", "lpips_vgg", "grid", "colour")
+COLUMNS = ("psnr_y", "lpips", "lpips_vgg", "dists", "grid", "colour")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +128,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     pictures = [path for name in SETS for path in find_photos(options.eval / name)]
     pairs = [load_pair(path) for path in (pictures[:1] if options.smoke else pictures)]
     files = find_feature_files([options.features])
-    networks = {name: load_lpips(files, network=key) for name, key in LPIPS_COLUMNS.items()}
+    networks: dict[str, nn.Module] = {
+        name: load_lpips(files, network=key) for name, key in LPIPS_COLUMNS.items()
+    }
+    networks["dists"] = load_dists(files)
     rows = []
     for stage, variants in VARIANTS.items():
         print(f"\n{stage:<26}" + "".join(f"{name:>11}" for name in COLUMNS))
@@ -166,7 +170,7 @@ def load_pair(path: Path) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def scored(
-    net: nn.Module, pairs: list[tuple[Tensor, Tensor]], networks: dict[str, LPIPS]
+    net: nn.Module, pairs: list[tuple[Tensor, Tensor]], networks: dict[str, nn.Module]
 ) -> dict[str, float]:
     """Return the mean of each of COLUMNS over pictures."""
     scores = []

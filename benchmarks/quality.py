@@ -15,8 +15,9 @@ cropped to a multiple of 4, shrunk by Pillow's antialiased bicubic. PSNR and SSI
 on Y of BT.601 in studio range, 8 bits, a border of 4 pixels left out, the mean over the pictures.
 Networks run in float32 on the CPU, without tiling. Bicubic is Pillow's, from the 8-bit input.
 
-With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and over VGG16 on the
-small sets, of whole pictures. Built-in texture ends were trained on the one over AlexNet.
+With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and on the small sets
+LPIPS over VGG16 and DISTS (Ding et al. 2020), of whole pictures. Built-in texture ends were trained
+on LPIPS, most of their steps over VGG16, the first ones over AlexNet; on DISTS nothing was.
 
 Clips: with `--clips` (default: shared/data/clips), the middle of each clip, shrunk and put through
 x264; see benchmarks/compressed.py. `--figure` draws one crop with all systems side by side.
@@ -53,19 +54,21 @@ from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.config import SYSTEMS  # noqa: E402
 from train.data import find_photos, to_frame  # noqa: E402
 from train.metrics import Score, evaluate, to_picture  # noqa: E402
-from train.perceptual import LPIPS, find_feature_files, load_lpips  # noqa: E402
+from train.perceptual import find_feature_files, load_dists, load_lpips  # noqa: E402
 
 SCALE = 4
 USUAL_ORDER = ("Set5", "Set14", "BSD100")
 BASELINES = dict.fromkeys(SYSTEMS)  # in the order of the paper
-MOST_FOR_VGG = 20  # pictures in a set that LPIPS over VGG16 is measured on: it takes seconds each
+MOST_FOR_VGG = 20  # pictures in a set that what looks through VGG16 is measured on: seconds each
 SHARED = ROOT.parent / "shared" / "data"
 PROTOCOL = {
     "scale": SCALE,
     "input": "original cropped to a multiple of 4, shrunk by Pillow bicubic (antialiased), 8 bits",
     "metrics": "PSNR and SSIM (Wang et al. 2004) on Y of BT.601 studio range, 8-bit pictures",
     "shave_pixels": SCALE,
-    "lpips": "version 0.1, whole pictures; texture ends are trained on the AlexNet kind",
+    "lpips": "version 0.1, whole pictures; texture ends are trained on it, over VGG16 and before "
+    "that over AlexNet",
+    "dists": "Ding et al. 2020, whole pictures; nothing is trained on it",
     "mean": "over the pictures of a set",
 }
 # Ledig et al. 2017, table 2: PSNR-Y, SSIM. Its SSIM is the daala package's, not comparable
@@ -165,7 +168,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "macs_per_lr_pixel": macs_per_lr_pixel(model.net),
         }
         old = kept.get(about["sha256"], {}).get("row")
-        if old is not None and old["scores"].keys() == {path.name for path in sets}:
+        if old is not None and is_complete(old["scores"], sets, distances):
             rows.append({**about, "scores": old["scores"], "commit": old["commit"]})
             print(f"{name:<22}kept, measured at {old['commit']}")
         else:
@@ -224,15 +227,32 @@ def find_kept(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def find_distances(folder: Path) -> dict[str, LPIPS]:
-    """Load the two kinds of LPIPS whose networks are in the folder."""
+def is_complete(
+    scores: dict[str, dict[str, float]], sets: list[Path], distances: dict[str, Any]
+) -> bool:
+    """Tell whether kept scores have all that would be measured."""
+    return scores.keys() == {path.name for path in sets} and all(
+        distances_for(path, distances).keys() <= scores[path.name].keys() for path in sets
+    )
+
+
+def distances_for(path: Path, distances: dict[str, Any]) -> dict[str, Any]:
+    """Choose the distances that are measured on a test set."""
+    large = len(find_photos(path)) > MOST_FOR_VGG
+    return {name: net for name, net in distances.items() if name == "lpips" or not large}
+
+
+def find_distances(folder: Path) -> dict[str, Any]:
+    """Load what its networks are in the folder for: both kinds of LPIPS, and DISTS."""
     files = find_feature_files([folder]) if folder.is_dir() else []
-    found: dict[str, LPIPS] = {}
+    found: dict[str, Any] = {}
     kinds = {file.kind for file in files}
     if {"heads", "alexnet"} <= kinds:
         found["lpips"] = load_lpips(files)
     if {"heads", "vgg16"} <= kinds:
         found["lpips_vgg"] = load_lpips(files, network="vgg")
+    if "vgg16" in kinds:
+        found["dists"] = load_dists(files)
     return found
 
 
@@ -240,7 +260,7 @@ def scored(
     about: dict[str, Any],
     upscale: Callable[[Tensor], Tensor],
     sets: list[Path],
-    distances: dict[str, LPIPS],
+    distances: dict[str, Any],
 ) -> dict[str, Any]:
     """Score an upscaler on each set, print its row, return the row for the document."""
     macs = about["macs_per_lr_pixel"]
@@ -248,10 +268,8 @@ def scored(
     print(f"{about['name']:<22}{counts}", end="", flush=True)
     scores: dict[str, Score] = {}
     for path in sets:
-        vgg = distances.get("lpips_vgg") if len(find_photos(path)) <= MOST_FOR_VGG else None
-        score = scores[path.name] = evaluate(
-            upscale, path, scale=SCALE, lpips=distances.get("lpips"), lpips_vgg=vgg
-        )
+        networks = distances_for(path, distances)
+        score = scores[path.name] = evaluate(upscale, path, scale=SCALE, **networks)
         lpips = "-" if score.lpips is None else f"{score.lpips:.4f}"
         print(f"{score.psnr_y:>9.2f}{score.ssim_y:>8.4f}{lpips:>8}  ", end="", flush=True)
     print()

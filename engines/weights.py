@@ -58,7 +58,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         licence="MIT",
         summary="small and fast; fidelity alone, or texture as much as you allow",
         texture_file="srgan-lite-texture.safetensors",
-        texture_sha256="f958958fe753a3f04da91d62f2f7e075bbba079665cd07f49b547497fb0ec42c",
+        texture_sha256="6c5c4d03030084706bfa78692c724d3708f89caa9eaeee8a9507c7064aff9ac7",
         default_texture=0.5,
     ),
     "srgan": BuiltIn(
@@ -67,7 +67,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         licence="MIT",
         summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
         texture_file="srgan-texture.safetensors",
-        texture_sha256="49956d743056169f29c72b066007ce0725b70af07a3840ae20aebdae34bea69c",
+        texture_sha256="f89e039dea8112c3e6ca04bac75565c976a1030287db9b05f589fa5faaa529c4",
         default_texture=0.5,
     ),
 }

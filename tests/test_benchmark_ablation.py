@@ -43,7 +43,7 @@ def test_every_variant_is_trained_scored_and_not_trained_twice(
 ):
     few = {
         "fidelity": {"the recipe": {}, "--ema 0": {"ema": 0.0}},
-        "gan": {"the recipe": {}, "--lpips-network vgg": {"lpips_network": "vgg"}},
+        "gan": {"the recipe": {}, "--lpips-network alex": {"lpips_network": "alex"}},
     }
     monkeypatch.setattr(ablation, "VARIANTS", few)
     assert ablation.main([*folders, "--smoke", "--json", str(tmp_path / "a.json")]) == 0

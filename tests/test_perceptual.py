@@ -3,21 +3,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from train.data import crop_to_multiple, find_photos, load_rgb, to_frame
 from train.perceptual import (
     CAFFE,
+    DISTS,
     IMAGENET,
     LPIPS_SCALING,
     LPIPS_TAPS,
     RELU_OF,
     FeatureNetwork,
+    _L2Pool,
     find_feature_files,
     load_content_features,
+    load_dists,
     load_lpips,
 )
 
@@ -183,6 +188,13 @@ def test_lpips_says_which_file_is_missing(tmp_path, kind):
 # --- with the real weights, where they are beside the checkout ------------------------------------
 
 
+def bicubic_of(original):
+    """What bicubic makes of a picture (H, W, 3) shrunk by 4."""
+    height, width = original.shape[:2]
+    small = Image.fromarray(original).resize((width // 4, height // 4), Image.Resampling.BICUBIC)
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
 @pytest.fixture(scope="module")
 def files():
     if not (SHARED / "perceptual").is_dir():
@@ -228,19 +240,12 @@ def test_the_gradient_of_lpips_is_finite_at_equal_pictures(files):
 def test_lpips_of_bicubic_on_set5_is_the_published_figure(files):
     if not (SHARED / "eval" / "Set5").is_dir():
         pytest.skip("the test set Set5 is not beside the checkout")
-    import numpy as np
-    from PIL import Image
-
     lpips = load_lpips(files)
     found = []
     for path in find_photos(SHARED / "eval" / "Set5"):
         original = crop_to_multiple(load_rgb(path), 4)
-        height, width = original.shape[:2]
-        picture = Image.fromarray(original)
-        small = picture.resize((width // 4, height // 4), Image.Resampling.BICUBIC)
-        large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
         with torch.inference_mode():
-            found.append(lpips(to_frame(large), to_frame(original)).item())
+            found.append(lpips(to_frame(bicubic_of(original)), to_frame(original)).item())
     assert sum(found) / 5 == pytest.approx(0.341, abs=PUBLISHED_LPIPS_TOLERANCE)
 
 
@@ -248,3 +253,55 @@ def test_lpips_taps_are_relus(files):
     for network, architecture in (("alex", "alexnet"), ("vgg", "vgg16")):
         features = load_lpips(files, network=network).features
         assert all(isinstance(features.features[tap], nn.ReLU) for tap in LPIPS_TAPS[architecture])
+
+
+# --- DISTS ----------------------------------------------------------------------------------------
+
+
+class NoFeatures(nn.Module):
+    def forward(self, frames):
+        return []
+
+
+@pytest.mark.parametrize(("textures", "expected"), [(1.0, 1 - 0.48 / 0.52), (0.0, 0.0)])
+def test_dists_of_flat_pictures_is_the_value_worked_out_by_hand(textures, expected):
+    """Their means count, 2 * 0.4 * 0.6 / (0.4 ** 2 + 0.6 ** 2); no structure is as good as none."""
+    dists = DISTS(NoFeatures(), torch.full((3,), textures), torch.full((3,), 1 - textures))
+    a, b = (torch.full((2, 3, 5, 7), value) for value in (0.4, 0.6))
+    assert torch.allclose(dists(a, b), torch.full((2,), expected), atol=1e-5)
+
+
+def test_dists_tells_structure_from_what_is_turned_over():
+    dists = DISTS(NoFeatures(), torch.zeros(3), torch.ones(3))
+    a = torch.rand(1, 3, 16, 16)
+    assert dists(a, a).item() == pytest.approx(0, abs=1e-6)
+    assert dists(a, 1 - a).item() == pytest.approx(2, abs=1e-3)
+
+
+def test_smooth_pooling_is_the_root_of_the_mean_square_under_a_hann_window():
+    x = torch.zeros(1, 2, 7, 7)
+    x[0, 0, 2, 2], x[0, 1, 3, 3] = 4.0, 4.0
+    pooled = _L2Pool()(x)
+    assert pooled.shape == (1, 2, 4, 4)
+    assert pooled[0, 0, 1, 1].item() == pytest.approx(4 * 0.5)  # in the middle of a window: 1/4
+    assert pooled[0, 1, 1:3, 1:3].flatten().tolist() == pytest.approx([4 * 0.25] * 4)  # 1/16 each
+    assert pooled[0, 0, 0, 0].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_dists_without_vgg16_says_so():
+    with pytest.raises(ValueError, match="DISTS needs vgg16"):
+        load_dists([])
+
+
+def test_dists_of_bicubic_on_set5_is_what_its_authors_code_gives(files):
+    """DISTS_pytorch 0.1, given the same VGG16, gave 0.1886, 0.2035, 0.2387, 0.2416 and 0.1880."""
+    if not (SHARED / "eval" / "Set5").is_dir():
+        pytest.skip("the test set Set5 is not beside the checkout")
+    dists = load_dists(files)
+    for path, expected in zip(
+        find_photos(SHARED / "eval" / "Set5"), (0.1886, 0.2035, 0.2387, 0.2416, 0.1880), strict=True
+    ):
+        original = crop_to_multiple(load_rgb(path), 4)
+        with torch.inference_mode():
+            found = dists(to_frame(bicubic_of(original)), to_frame(original)).item()
+        assert found == pytest.approx(expected, abs=6e-5)

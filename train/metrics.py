@@ -19,7 +19,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
-from train.perceptual import LPIPS
+from train.perceptual import DISTS, LPIPS
 
 # Y of BT.601 in studio range from R, G, B in 0..255 (ITU-R BT.601, MATLAB's rgb2ycbcr)
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
@@ -58,7 +58,9 @@ class Score:
     lpips: float | None = None
     """LPIPS 0.1 over AlexNet, 0 for equal pictures, of the whole picture; None: not measured"""
     lpips_vgg: float | None = None
-    """the same over VGG16, which no built-in model was trained on"""
+    """the same over VGG16"""
+    dists: float | None = None
+    """DISTS, 0 for equal pictures, of the whole picture; None: not measured"""
 
 
 def to_picture(frame: Tensor) -> NDArray[np.uint8]:
@@ -74,6 +76,7 @@ def evaluate(
     scale: int = 4,
     lpips: LPIPS | None = None,
     lpips_vgg: LPIPS | None = None,
+    dists: DISTS | None = None,
 ) -> Score:
     """Score an upscaler on a folder of high-resolution pictures.
 
@@ -83,23 +86,24 @@ def evaluate(
         scale: the factor of the upscaler, and the border that PSNR and SSIM leave out.
         lpips: measure LPIPS over AlexNet too.
         lpips_vgg: measure LPIPS over VGG16 too.
+        dists: measure DISTS too.
     """
     scores = []
-    distances: list[list[float]] = []
-    networks = [network for network in (lpips, lpips_vgg) if network is not None]
+    given = {"lpips": lpips, "lpips_vgg": lpips_vgg, "dists": dists}
+    networks = {name: network for name, network in given.items() if network is not None}
+    distances: dict[str, list[float]] = {name: [] for name in networks}
     for path in find_photos(folder):
         original = crop_to_multiple(load_rgb(path), scale)
         result = to_picture(upscale(to_frame(shrink_bicubic(original, scale))))
         a, b = to_luma(result, shave=scale), to_luma(original, shave=scale)
         scores.append((psnr(a, b), ssim(a, b)))
         pair = (to_frame(result), to_frame(original))
-        distances.append([float(network(*pair)) for network in networks])
-    means = [fmean(column) for column in zip(*distances, strict=True)]
+        for name, network in networks.items():
+            distances[name].append(float(network(*pair)))
     return Score(
         psnr_y=fmean(s[0] for s in scores),
         ssim_y=fmean(s[1] for s in scores),
-        lpips=means.pop(0) if lpips is not None else None,
-        lpips_vgg=means.pop(0) if lpips_vgg is not None else None,
+        **{name: fmean(column) for name, column in distances.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Frozen feature networks: what the content losses and LPIPS see a picture through.
+"""Frozen feature networks: what the content losses, LPIPS and DISTS see a picture through.
 
 Each takes RGB in [0, 1] and brings it into the range and the order of channels that its weights
 were trained with; nothing else in the package knows those numbers.
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ LPIPS_TAPS: dict[str, tuple[int, ...]] = {
     "alexnet": (1, 4, 7, 9, 11),
     "vgg16": (3, 8, 15, 22, 29),
 }
+DISTS_TAPS = LPIPS_TAPS["vgg16"]
+_NOTHING = 1e-6  # so that two channels of zeros are alike (Ding et al. 2020, equation 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class FeatureNetwork(nn.Module):
         weights: its tensors by torchvision's names; those beyond the last tap are not looked at.
         taps: indices in torchvision's `features` whose outputs are returned, rising.
         preprocessing: of the frames.
+        smooth_pooling: the means of squares that DISTS has, in place of each maximum of a VGG.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -100,11 +105,15 @@ class FeatureNetwork(nn.Module):
         *,
         taps: Iterable[int],
         preprocessing: Preprocessing,
+        smooth_pooling: bool = False,
     ) -> None:
         super().__init__()
         self.taps = tuple(taps)
         self.preprocessing = preprocessing
-        self.features = nn.Sequential(*list(_layers(architecture))[: self.taps[-1] + 1])
+        layers = list(_layers(architecture))[: self.taps[-1] + 1]
+        if smooth_pooling:
+            layers = [_L2Pool() if isinstance(x, nn.MaxPool2d) else x for x in layers]
+        self.features = nn.Sequential(*layers)
         wanted = self.state_dict()
         for name, value in wanted.items():
             found = tuple(weights[name].shape) if name in weights else "nothing"
@@ -177,6 +186,59 @@ class LPIPS(nn.Module):
             head = cast(Tensor, getattr(self, f"head{index}"))
             total = total + F.conv2d(difference, head).mean(dim=(1, 2, 3))
         return total
+
+
+class DISTS(nn.Module):
+    """Structure and texture distance of Ding et al. 2020: 0 for equal pictures, 1 at most.
+
+    Of each channel of VGG16 it compares the means over the whole picture, its texture, and how the
+    two correlate, its structure; what texture stands where counts less than for LPIPS.
+
+    ``dists(a, b)`` takes two (N, 3, H, W) batches of RGB in [0, 1] and returns (N,).
+
+    Args:
+        features: VGG16 with the taps `DISTS_TAPS`, the preprocessing `IMAGENET` and smooth pooling.
+        alpha: (1475,) what the means of each channel count, those of R, G and B first.
+        beta: (1475,) the same of the correlations.
+    """
+
+    def __init__(self, features: FeatureNetwork, alpha: Tensor, beta: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        total = alpha.sum() + beta.sum()
+        self.register_buffer("alpha", alpha / total)
+        self.register_buffer("beta", beta / total)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distance of each pair (see the class's docstring)."""
+        pairs = list(zip([a, *self.features(a)], [b, *self.features(b)], strict=True))
+        widths = [x.shape[1] for x, _ in pairs]
+        alphas, betas = (torch.split(cast(Tensor, w), widths) for w in (self.alpha, self.beta))
+        alike = a.new_zeros(a.shape[0], dtype=torch.float64)
+        for pair, alpha, beta in zip(pairs, alphas, betas, strict=True):
+            x, y = (part.flatten(2).double() for part in pair)  # (N, C, pixels)
+            means = x.mean(2), y.mean(2)
+            variances = x.var(2, correction=0), y.var(2, correction=0)
+            covariance = (x * y).mean(2) - means[0] * means[1]
+            texture = _alike(means[0] * means[1], means[0] ** 2 + means[1] ** 2)
+            structure = _alike(covariance, variances[0] + variances[1])
+            alike = alike + texture @ alpha.double() + structure @ beta.double()
+        return (1 - alike).to(a.dtype)
+
+
+def _alike(product: Tensor, squares: Tensor) -> Tensor:
+    """Return 2ab / (a^2 + b^2), 1 where both are nothing."""
+    return (2 * product + _NOTHING) / (squares + _NOTHING)
+
+
+class _L2Pool(nn.Module):
+    """The root of the mean square under a 3x3 Hann window, every second pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = x.new_tensor([0.25, 0.5, 0.25])
+        window = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+        squares = F.conv2d(x * x, window, stride=2, padding=1, groups=x.shape[1])
+        return (squares + 1e-12).sqrt()
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -330,3 +392,22 @@ def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "a
     )
     tensors = heads[0].tensors()
     return LPIPS(features, [tensors[f"{network}.lin{i}.model.1.weight"] for i in range(len(taps))])
+
+
+def load_dists(files: list[FeatureFile]) -> DISTS:
+    """Load DISTS, whose own weights lie beside this module.
+
+    Raises:
+        ValueError: VGG16 is not among the files.
+    """
+    body = [f for f in files if f.kind == "vgg16" and f.convolutions >= 13]
+    if not body:
+        raise ValueError("DISTS needs vgg16: give a safetensors file of it with --features")
+    features = FeatureNetwork(
+        "vgg16",
+        body[0].tensors(),
+        taps=DISTS_TAPS,
+        preprocessing=IMAGENET,
+        smooth_pooling=True,
+    )
+    return DISTS(features, **load_file(Path(__file__).with_name("dists.safetensors")))
