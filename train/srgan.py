@@ -1,4 +1,4 @@
-"""Train a generator: `python -m train.srgan`.
+r"""Train a generator: `python -m train.srgan`.
 
 Examples:
     The GAN of the paper, SRResNet by MSE and then SRGAN-VGG54, with the paper's schedule:
@@ -571,7 +571,7 @@ def parser() -> argparse.ArgumentParser:
     for field in fields(TrainConfig):
         value = getattr(default, field.name)
         flag = "--" + field.name.replace("_", "-")
-        shown = f"default {'the network`s own' if value is None else value}"
+        shown = "default: the network's own" if value is None else f"default {value}"
         if field.name == "recipe":
             continue
         if isinstance(value, bool):
