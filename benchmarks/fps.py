@@ -67,6 +67,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
+from engines.ov import available_cores  # noqa: E402
 from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import ENCODERS, EncoderSettings, PictureEncoding  # noqa: E402
@@ -201,13 +202,6 @@ def measure_gpu(options: argparse.Namespace, protocol: Protocol) -> dict[str, An
     rows = [row for row in rows if row.kind == "rates" or (options.gpu or "") in row.title]
     serve = partial(gpu_rows.serve, clip=options.clip, smoke=options.smoke)
     return gpu.run(rows, serve, seconds=options.gpu_seconds)
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:

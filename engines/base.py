@@ -38,7 +38,7 @@ class Engine(ABC):
             [0, 1]; a fresh contiguous tensor, safe to keep.
 
     The frames of a batch do not influence one another. An engine is called from one thread at a
-    time; it may use several threads inside.
+    time; it may use several threads inside. What `begin` returns may be called in another thread.
 
     Raises:
         TypeError: not a tensor, or of another dtype.
@@ -53,10 +53,11 @@ class Engine(ABC):
     clamps: ClassVar[bool] = False
     """whether `_run` itself keeps to [0, 1]"""
     lanes: int = 1
-    """frames that are computed at once by `begin`; to be set, up to `most_lanes`"""
-    most_lanes: int = 1
-    """each lane takes memory for a frame, and all together gain where they do not wait for one
-    another as the threads of one frame do"""
+    """frames that `begin` computes at once, each with an equal share of the threads and memory of
+    its own; to be set, to one of `lane_counts`"""
+    lane_counts: tuple[int, ...] = (1,)
+    """how many lanes there can be, rising; an engine that runs another one has that one's `lanes`
+    """
 
     def __init__(
         self,
@@ -108,8 +109,8 @@ class Engine(ABC):
     def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
         """Begin to upscale one frame, and return a call that waits for it.
 
-        Up to `lanes` frames may be begun and not waited for; they are waited for in their order,
-        once each. With one lane the call itself does the work.
+        Up to `lanes` + 1 frames may be begun and not waited for, so that no lane is ever idle; they
+        are waited for in their order, once each. With one lane the call itself does the work.
 
         Args:
             frames: (1, 3, H, W), as the contract has it; left as it is until it was waited for.

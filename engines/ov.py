@@ -8,6 +8,8 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from engines.algebra import Rewrites, rewrite, without_shuffle
 from engines.base import Engine, Precision, choose_precision
-from engines.errors import BackendUnavailable, EngineBuildError
+from engines.errors import BackendUnavailable, EngineBuildError, OutOfMemory
 from engines.finish import CellFinish, Finish
 from engines.int8 import (
     INT8_FLAGS,
@@ -34,7 +36,7 @@ BF16_FLAG = "amx_bf16"
 """of the CPU; without it bf16 is no faster than float32"""
 
 _KEPT_SHAPES = 2  # whole frames and their tiles
-_MOST_LANES = 4  # each takes memory for a frame, and more threads than that share one
+_MOST_LANES = 4  # each takes memory for a frame
 _Key = tuple[Finish | None, tuple[int, ...], int]
 _DTYPES = {"f32": torch.float32, "u8": torch.uint8}
 _TELEMETRY = "openvino_telemetry"
@@ -44,9 +46,9 @@ class OpenVINOEngine(Engine):
     """The network compiled by OpenVINO for the CPU.
 
     A size that is not among the last two costs a reshape and a compilation. A finish becomes part
-    of the graph where the network ends in a pixel shuffle. With several `lanes` their frames share
-    the threads: none waits for another at the end of each layer, nor for a core that something
-    else uses meanwhile.
+    of the graph where the network ends in a pixel shuffle. A lane is what OpenVINO calls a stream:
+    the fewer threads share a frame, the less they wait for one another at the end of each layer,
+    and for one whose core something else uses.
 
     Args:
         model: the weights.
@@ -97,7 +99,10 @@ class OpenVINOEngine(Engine):
         self._cells: dict[Finish | None, CellFinish] = {}
         self._compiled: dict[_Key, _Compiled] = {}
         self._last: _Compiled | None = None
-        self.most_lanes = min(_MOST_LANES, threads or os.cpu_count() or 1)
+        self._taking = Lock()  # in which one is compiled, found or given up
+        count = threads or available_cores()
+        # OpenVINO leaves threads idle that do not share out evenly
+        self.lane_counts = tuple(n for n in range(1, _MOST_LANES + 1) if count % n == 0)
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
@@ -122,20 +127,24 @@ class OpenVINOEngine(Engine):
             network.reshape(list(shape))
             with own_signal_stack():
                 compiled = self._core.compile_model(network, "CPU", options)
+            return _Compiled(compiled, lanes)
         except RuntimeError as error:
-            raise EngineBuildError(f"OpenVINO cannot compile for {shape}: {error}") from error
-        return _Compiled(compiled, lanes)
+            kind = OutOfMemory if "failed to allocate" in str(error).lower() else EngineBuildError
+            raise kind(f"OpenVINO cannot compile for {shape}: {error}") from error
 
     def _start(
         self, frames: Tensor, finish: Finish | None, lanes: int
     ) -> Callable[[], list[Tensor]]:
         """Start a checked frame on the network of its shape, with a finish that fuses or none."""
         key = (finish, tuple(frames.shape), lanes)
-        if key not in self._compiled:
-            if len(self._compiled) == _KEPT_SHAPES:
-                self._compiled.pop(next(iter(self._compiled)))
-            self._compiled[key] = self._compile(*key)
-        self._last = self._compiled[key]
+        with self._taking:
+            # where lanes were given up for want of memory, theirs is free again
+            self._compiled = {had: it for had, it in self._compiled.items() if had[2] <= self.lanes}
+            if key not in self._compiled:
+                if len(self._compiled) == _KEPT_SHAPES:
+                    self._compiled.pop(next(iter(self._compiled)))
+                self._compiled[key] = self._compile(*key)
+            self._last = self._compiled[key]
         wait = self._last.start(frames)
         if finish is None:
             return wait
@@ -178,11 +187,16 @@ class OpenVINOEngine(Engine):
         self._check(frames)
         return self._start(frames, finish, self.lanes)
 
+    def cancel(self) -> None:
+        """Give up the frames under way: who waits for one is told so by a RuntimeError."""
+        with self._taking:
+            for compiled in self._compiled.values():
+                compiled.cancel()
+
     def close(self) -> None:
-        """Give back the compiled networks."""
+        """Give back the compiled networks, and give up the frames under way."""
+        self.cancel()
         self._last = None
-        for compiled in self._compiled.values():
-            compiled.close()
         self._compiled.clear()
 
 
@@ -191,19 +205,19 @@ class _Compiled:
 
     Args:
         network: an `openvino.CompiledModel`.
-        lanes: frames that it may have under way.
+        lanes: frames that it computes at once; one more waits its turn.
     """
 
     def __init__(self, network: Any, lanes: int) -> None:
         self._network = network
-        self._lanes = deque(_Lane(network) for _ in range(lanes))
+        self._jobs = deque(_Job(network) for _ in range(lanes + 1 if lanes > 1 else 1))
 
     def start(self, frames: Tensor) -> Callable[[], list[Tensor]]:
         """Start on a frame; what the call that waits for it returns is fresh."""
-        lane = self._lanes[0]
-        self._lanes.rotate(-1)
-        lane.start(frames)
-        return lane.results
+        job = self._jobs[0]
+        self._jobs.rotate(-1)
+        job.start(frames)
+        return job.results
 
     def kernels(self, kind: str) -> list[str]:
         """See `OpenVINOEngine.kernels`."""
@@ -215,16 +229,17 @@ class _Compiled:
             if info["layerType"].astype(str) == kind
         ]
 
-    def close(self) -> None:
-        """Wait for what is under way."""
-        for lane in self._lanes:
-            lane.results()
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        for job in self._jobs:
+            job.cancel()
 
 
-class _Lane:
-    """One frame at a time on a compiled network."""
+class _Job:
+    """One frame after the other on a compiled network: OpenVINO's infer request."""
 
     def __init__(self, network: Any) -> None:
+        self._network = network
         self._request = network.create_infer_request()
         self._ports = [
             (tuple(port.shape), _DTYPES[port.element_type.get_type_name()])
@@ -237,7 +252,8 @@ class _Lane:
     def start(self, frames: Tensor) -> None:
         """Start on a frame, once the one before is done, wanted or not."""
         openvino = import_openvino()
-        self._request.wait()
+        with suppress(RuntimeError):
+            self._wait()
         # into memory of our own, so that nothing is copied afterwards
         self._results = [torch.empty(shape, dtype=dtype) for shape, dtype in self._ports]
         for index, result in enumerate(self._results):
@@ -247,9 +263,31 @@ class _Lane:
         self._request.start_async([self._frames.numpy()], share_inputs=True)
 
     def results(self) -> list[Tensor]:
-        """Wait for the frame that was started last."""
-        self._request.wait()
-        return self._results
+        """Wait for the frame that was started last, and hand over what was made of it."""
+        self._wait()
+        results, self._results, self._frames = self._results, [], None
+        return results
+
+    def cancel(self) -> None:
+        """Give up the frame, and wait until nothing of it is read or written any more."""
+        request = self._request
+        request.cancel()
+        with suppress(RuntimeError):  # which is for whoever waits for the frame
+            request.wait()
+
+    def _wait(self) -> None:
+        try:
+            self._request.wait()
+        except RuntimeError:  # which this request would raise for ever after
+            self._request = self._network.create_infer_request()
+            raise
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def import_openvino() -> ModuleType:

@@ -28,7 +28,13 @@ BLACK = 0.5 / 255  # what is below comes out as 8-bit black
 LIT = 0.1  # a frame that reaches it has something to show
 
 # how libraries that have no exception of their own for it say so
-_SHORTAGES = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+_SHORTAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "alloc_failed",
+)
 
 
 class SafeEngine(Engine):
@@ -55,6 +61,7 @@ class SafeEngine(Engine):
         )
         self.backend = engine.backend
         self.recomputed = 0
+        self._bare = engine
         self._judge = None if engine.precision == "fp32" else _Judge(engine)
         self._engine = self._judge or engine
         self._tiled = (
@@ -96,10 +103,10 @@ class SafeEngine(Engine):
         whole = super().begin(frames, finish)  # the call that waits does the work
         if self.lanes == 1:
             return whole
-        begun = self._unless_short_of_memory(lambda: self._engine.begin(frames, finish))
+        begun = self._in_lane(lambda: self._engine.begin(frames, finish))
         if begun is None:
             return whole
-        return lambda: self._unless_short_of_memory(begun) or whole()
+        return lambda: self._in_lane(begun) or whole()
 
     def update(
         self,
@@ -204,14 +211,16 @@ class SafeEngine(Engine):
                 shortage = " ".join(str(error).split())
             self._halve_tiles(frames, shortage)  # here: the exception holds on to memory
 
-    def _unless_short_of_memory(self, call: Callable[[], T]) -> T | None:
+    def _in_lane(self, call: Callable[[], T]) -> T | None:
         """Return what a call returns; None where memory is short, and from then on one lane."""
         try:
             return call()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self.lanes = 1
+        if self.lanes > 1:
+            log.warning("out of memory on %s: from here on one frame at a time", self.device)
+        self.lanes = self._bare.lanes = 1
         return None
 
     def _halve_tiles(self, frames: Tensor, shortage: str) -> None:
@@ -228,7 +237,8 @@ class SafeEngine(Engine):
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._tiled, self.lanes = TiledEngine(self._engine, side), 1
+        self._tiled = TiledEngine(self._engine, side)
+        self.lanes = self._bare.lanes = 1
 
 
 class _Judge(Engine):

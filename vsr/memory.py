@@ -82,18 +82,18 @@ def automatic_tile(engine: Engine, size: tuple[int, int]) -> int | None:
 def automatic_lanes(engine: Engine, size: tuple[int, int]) -> int:
     """Choose how many whole frames an engine computes at once, by the memory that is free.
 
-    All of them may take half of it, as one that is alone (see `fitting_tile`).
+    All of them and their results may take half of it, as one that is alone (see `fitting_tile`).
 
     Args:
         engine: to run.
         size: (height, width) of the input.
     """
-    if engine.most_lanes == 1:
-        return 1
     pixels = size[0] * size[1]
-    frame = pixels * (bytes_per_pixel(engine.model.net) + 3 * 4 * engine.scale**2)
+    result = pixels * 3 * 4 * engine.scale**2  # RGB in float32; one more than there are lanes
+    lane = pixels * bytes_per_pixel(engine.model.net) + result
     free = free_bytes()
-    return max(1, min(engine.most_lanes, (_ASSUMED_FREE if free is None else free) // 2 // frame))
+    budget = (_ASSUMED_FREE if free is None else free) // 2
+    return max(n for n in engine.lane_counts if n == 1 or n * lane + result <= budget)
 
 
 def automatic_strip(engine: Engine, size: tuple[int, int]) -> int | None:

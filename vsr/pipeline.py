@@ -10,7 +10,8 @@ On a CPU a queue of `QUEUE_DEPTH` stands between two stages, so at most `QUEUE_D
 exist at each hand-over, whatever the length of the clip. For an 8-bit 4:2:0 input of W x H that is
 54 W*H bytes before the engine (1.5 a pixel as planes, 12 as RGB) and, at four times the size, 16
 times as much after it, plus what the engine and the encoder hold; where the engine makes the planes
-itself (see `vsr.finish`), 24 W*H after it. Where that is more than memory
+itself (see `vsr.finish`), 24 W*H after it. An engine that computes several frames at once holds a
+frame and a result more for each. Where that is more than memory
 has free, enlarged frames are made strip by strip (see `vsr.strips`).
 """
 

@@ -6,8 +6,7 @@ and the frame's `Slot` keeps uploads, work and downloads in order (see `vsr.tran
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -32,7 +31,7 @@ T = TypeVar("T")
 QUEUE_DEPTH = 2
 STAGES = ("decode", "to-rgb", "engine", "to-planes", "encode")
 # four queues and what is made on either side of each, and the one that is read: never scarce
-_HOST_SLOTS = 4 * (QUEUE_DEPTH + 2)  # and one more a lane beyond the first
+_HOST_SLOTS = 4 * (QUEUE_DEPTH + 2)  # and one more a lane, and one that waits its turn
 
 
 class StageMeters(dict[str, Meter]):
@@ -80,7 +79,7 @@ def device_of(engine: Engine, *, results_stay: bool = False) -> Device:
     """
     if engine.device.type == "cuda":
         return Cuda(engine.device, results_stay=results_stay)
-    return Host(_HOST_SLOTS + engine.lanes - 1)
+    return Host(_HOST_SLOTS + engine.lanes + 1)
 
 
 def chained(
@@ -220,7 +219,7 @@ def upscaled(
 ) -> Iterator[Timed[Enlarged | None]]:
     """Run the engine; as far as to the planes, where it does that with less work.
 
-    As many frames are under way as the engine has lanes.
+    Where the engine has several lanes, they are begun in a thread of their own.
 
     Args:
         frames: as it takes them.
@@ -229,20 +228,12 @@ def upscaled(
         size: (height, width) of the output.
     """
     begun = _begun(frames, engine, finish, size)
-    under_way: deque[Timed[Callable[[], Enlarged] | None]] = deque()
-    failure: Exception | None = None
-    while failure is None:
-        try:
-            under_way.append(next(begun))
-        except StopIteration:
-            break
-        except Exception as error:  # comes after the frames that were begun before it
-            failure = error
-        while len(under_way) >= engine.lanes:
-            yield _waited_for(under_way.popleft())
-    yield from map(_waited_for, under_way)
-    if failure is not None:
-        raise failure
+    if engine.lanes > 1:  # one more is being begun, and one waited for
+        begun = in_thread(begun, depth=engine.lanes - 1, name="lanes", wake=engine.cancel)
+    with closing(begun):
+        for frame in begun:
+            enlarged = None if frame.value is None else frame.value()
+            yield Timed(enlarged, frame.pts, frame.duration)
 
 
 def _begun(
@@ -250,7 +241,7 @@ def _begun(
     engine: Engine,
     finish: Finish | None,
     size: tuple[int, int],
-) -> Iterator[Timed[Callable[[], Enlarged] | None]]:
+) -> Generator[Timed[Callable[[], Enlarged] | None], None, None]:
     """Begin frame after frame; each is waited for by a call."""
     for frame in frames:
         staged, call = frame.value, None
@@ -267,10 +258,6 @@ def _enlarged(
     with staged.slot.work():  # an engine with one lane, as on an accelerator, works here
         results = begun()
     return Enlarged(staged.slot, results, finish is not None, engine.verdict())
-
-
-def _waited_for(frame: Timed[Callable[[], Enlarged] | None]) -> Timed[Enlarged | None]:
-    return Timed(None if frame.value is None else frame.value(), frame.pts, frame.duration)
 
 
 def _needs_no_shrinking(staged: Staged, engine: Engine, size: tuple[int, int]) -> bool:
