@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
 from collections import deque
@@ -100,8 +99,8 @@ class OpenVINOEngine(Engine):
         self._compiled: dict[_Key, _Compiled] = {}
         self._last: _Compiled | None = None
         self._taking = Lock()  # in which one is compiled, found or given up
-        count = threads or available_cores()
         # OpenVINO leaves threads idle that do not share out evenly
+        count = self._thread_count()
         self.lane_counts = tuple(n for n in range(1, _MOST_LANES + 1) if count % n == 0)
 
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
@@ -113,6 +112,19 @@ class OpenVINOEngine(Engine):
         if BF16_FLAG in flags:
             offered.append("bf16")
         return tuple(offered)
+
+    def _thread_count(self) -> int:
+        """Ask how many threads there will be: OpenVINO's choice, and not more than it has cores."""
+        from openvino import Model as Network
+        from openvino import Type
+        from openvino import opset13 as ops
+
+        number = ops.parameter([1], Type.f32)
+        with own_signal_stack():
+            smallest = self._core.compile_model(
+                Network([ops.relu(number)], [number], "none"), "CPU", self._options
+            )
+        return int(smallest.get_property("INFERENCE_NUM_THREADS"))
 
     def _converted(self, module: nn.Module) -> Any:
         network = convert(module, self.model.name)
@@ -281,13 +293,6 @@ class _Job:
         except RuntimeError:  # which this request would raise for ever after
             self._request = self._network.create_infer_request()
             raise
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def import_openvino() -> ModuleType:

@@ -284,11 +284,18 @@ def test_no_result_is_kept_by_the_lane_that_made_it():
     ("threads", "counts"),
     [(1, (1,)), (2, (1, 2)), (4, (1, 2, 4)), (6, (1, 2, 3)), (7, (1,)), (16, (1, 2, 4))],
 )
-def test_lanes_share_the_threads_evenly(threads, counts):
+def test_lanes_share_the_threads_evenly(threads, counts, monkeypatch):
+    monkeypatch.setattr(OpenVINOEngine, "_thread_count", lambda _: threads)
     with closing(
         create_engine(tiny_model("srgan-lite"), backend="openvino", threads=threads)
     ) as engine:
         assert engine.lane_counts == counts
+
+
+def test_openvino_says_how_many_threads_there_are():
+    with closing(create_engine(tiny_model("srgan-lite"), backend="openvino", threads=1)) as engine:
+        assert engine._thread_count() == 1
+        assert engine.lane_counts == (1,)
 
 
 def test_a_compilation_that_finds_no_memory_says_so(monkeypatch):
