@@ -1,7 +1,8 @@
 """How fast is `vsr upscale` on this machine, and where does the time go?
 
     python benchmarks/fps.py [--clip FILE] [--size WxH] [--frames N] [--model NAME] [--threads N]
-                             [--precision P] [--json FILE] [--plot FILE.png] [--smoke]
+                             [--rounds N] [--precision P] [--json FILE] [--plot FILE.png]
+                             [--smoke]
                              [--gpu [TEXT]] [--gpu-seconds N]
 
 One row a back end and precision that is there (or that `--precision` names), each measured in a
@@ -13,7 +14,8 @@ Stages, each alone with all cores to itself, over frames prepared beforehand: de
 `vsr`). Where the back end makes the planes itself, in its graph, there is no convert back, and the
 engine's figures hold it. Engine alone: from RGB to RGB, in any case. End to end: the program's own
 chain of threads, once with a null sink, once the whole of `vsr upscale` with the encoder. The first
-frames of each are a warm-up and do not count.
+frames of each are a warm-up and do not count. What the engine is part of runs `--rounds` times, in
+turn, and the median run counts: a host's other guests come and go.
 
 A frame's time is the time between two frames that come out. A decoder and an encoder work ahead or
 behind in threads of their own, and an engine computes as many frames at once as it does for `vsr`,
@@ -67,6 +69,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
+from engines.finish import Finish  # noqa: E402
 from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import ENCODERS, EncoderSettings, PictureEncoding  # noqa: E402
@@ -99,6 +102,8 @@ class Protocol:
     frames: int = 40
     warm_up: int = 4
     """first frames that do not count"""
+    rounds: int = 3
+    """runs of what runs for long, of which the median counts"""
     matrix_side: int = 2048
     threads: int = 1
     model: str = DEFAULT_MODEL
@@ -110,6 +115,8 @@ class Protocol:
             raise ValueError(f"size must be even and at least 16x16, got {self.size[::-1]}")
         if self.frames < self.warm_up + 2:
             raise ValueError(f"frames must be at least {self.warm_up + 2}, got {self.frames}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         if not 1 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads must be 1 to {MOST_THREADS}, got {self.threads}")
 
@@ -143,6 +150,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--clip", type=Path, default=ROOT / "samples" / "bbb.mp4", metavar="FILE")
     p.add_argument("--size", metavar="WxH", help="of the input (default: 480x270)")
     p.add_argument("--frames", type=int, metavar="N", help="a measurement (default: 40)")
+    p.add_argument("--rounds", type=int, metavar="N", help="runs of what takes long (default: 3)")
     p.add_argument("--model", metavar="NAME", help="a built-in model, see `vsr models`")
     p.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     p.add_argument("--precision", metavar="P", help="fp32, int8 and so on (default: each)")
@@ -170,12 +178,12 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
     """
     protocol = Protocol(threads=available_cores())
     if options.smoke:
-        protocol = replace(protocol, size=(32, 48), frames=6, warm_up=1, matrix_side=64)
+        protocol = replace(protocol, size=(32, 48), frames=6, warm_up=1, matrix_side=64, rounds=1)
     if options.size is not None:
         if not (match := re.fullmatch(r"(\d+)x(\d+)", options.size)):
             raise ValueError(f"expected --size WIDTHxHEIGHT, got {options.size}")
         protocol = replace(protocol, size=(int(match[2]), int(match[1])))
-    for name in ("frames", "model", "threads", "precision"):
+    for name in ("frames", "rounds", "model", "threads", "precision"):
         if (value := getattr(options, name)) is not None:
             protocol = replace(protocol, **{name: value})
     return protocol
@@ -222,6 +230,7 @@ def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:
             "input": f"{width}x{height}, 8-bit 4:2:0, x264 crf 18",
             "frames": protocol.frames,
             "warm_up_frames": protocol.warm_up,
+            "rounds": protocol.rounds,
             "threads": protocol.threads,
             "encoder": "libx264 crf {0.default_quality} {0.default_preset}".format(
                 ENCODERS["libx264"]
@@ -320,8 +329,10 @@ def measure_backend(
         BackendUnavailable: it is not there.
     """
     torch.set_num_threads(protocol.threads)
-    whole, reused = measure_program(backend, precision, source, protocol)
+    _, reused = measure_program(backend, precision, source, protocol)
     peak = peak_bytes()
+    run_whole = partial(measure_program, backend, precision, source, protocol)
+    (whole,) = in_turn([lambda: run_whole()[0]], protocol.rounds)
     began = time.perf_counter()
     model = load_model(protocol.model)
     engine = create_engine(
@@ -412,26 +423,31 @@ def measure_stages(
         )
         decoded: list[Timed[list[Tensor]]] = []
         stages = {"decode": timed(reader.frames(), protocol, decoded.append)}
-    # what is made is kept in a second run only: memory that is new to the process costs time
-    planes: list[Timed[list[Tensor]]] = []
-    for keep in (False, True):
+
+    def null_sink(take: Callable[[Any], None] = lambda _: None) -> dict[str, Any]:
         with Reader(source, threads=threads) as reader, ExitStack() as stack:
             chain = chained(reader.frames(), info.layout, engine, encoding.layout, size, stack)
-            if keep:
-                planes += [owned(frame, engine) for frame in chain]
-            else:
-                null = timed(chain, protocol)
+            return timed(chain, protocol, take)
+
+    # kept in a run that does not count: memory that is new to the process costs time
+    planes: list[Timed[list[Tensor]]] = []
+    null_sink(lambda frame: planes.append(owned(frame, engine)))
     filled = in_slots(decoded, engine)
     converted = finished(to_rgb_frames(iter(filled), info.layout, engine), engine)
     stages["convert"] = timed(converted, protocol)
     rgb = list(to_rgb_frames(iter(filled), info.layout, engine))
-    alone = timed(finished(upscaled(iter(rgb), engine), engine), protocol)
     finish = planes_finish(encoding.layout, engine.scale)
-    if finish is not None and engine.fuses(finish):
-        whole = upscaled(iter(rgb), engine, finish, size)
-        stages["engine"] = timed(finished(whole, engine), protocol)
-    else:
-        stages["engine"] = dict(alone)
+    fused = finish if finish is not None and engine.fuses(finish) else None
+
+    def run_engine(finish: Finish | None) -> dict[str, Any]:
+        return timed(finished(upscaled(iter(rgb), engine, finish, size), engine), protocol)
+
+    ways: list[Callable[[], dict[str, Any]]] = [null_sink, partial(run_engine, None)]
+    if fused is not None:
+        ways.append(partial(run_engine, fused))
+    null, alone, *with_planes = in_turn(ways, protocol.rounds)
+    stages["engine"] = dict(with_planes[0] if with_planes else alone)
+    if not with_planes:
         large = list(upscaled(iter(rgb[:LARGE_FRAMES]), engine))
         back = to_plane_frames(islice(cycle(large), count), encoding.layout, size)
         stages["convert back"] = timed(finished(back, engine), protocol)
@@ -440,6 +456,15 @@ def measure_stages(
     for stage in stages.values():
         stage["share"] = round(1 / stage["fps"] / total, 3)
     return stages, alone, null
+
+
+def in_turn(ways: list[Callable[[], dict[str, Any]]], rounds: int) -> list[dict[str, Any]]:
+    """Measure each of some ways in turn, `rounds` times over; return the median run of each."""
+    runs = [[way() for way in ways] for _ in range(rounds)]
+    return [
+        sorted(found, key=lambda figures: figures["fps"])[rounds // 2]
+        for found in zip(*runs, strict=True)
+    ]
 
 
 def owned(frame: Timed[list[Tensor]], engine: Engine) -> Timed[list[Tensor]]:
