@@ -107,14 +107,14 @@ class Engine(ABC):
         return finish(self(frames).float())
 
     def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
-        """Begin to upscale one frame, and return a call that waits for it.
+        """Begin to upscale frames, one where there is a finish, and return a call that waits.
 
-        Up to `lanes` + 1 frames may be begun and not waited for, so that no lane is ever idle; they
-        are waited for in their order, once each. With one lane the call itself does the work.
+        One more than there are `lanes` may be begun and not waited for, so that no lane is idle;
+        they are waited for in their order, once each. With one lane the call does the work.
 
         Args:
-            frames: (1, 3, H, W), as the contract has it; left as it is until it was waited for.
-            finish: see `finished`; None: the call gives the enlarged frame alone.
+            frames: as the contract has them; left as they are until they were waited for.
+            finish: see `finished`; None: the call gives the enlarged frames alone.
 
         Raises:
             As a call; here, or where it is waited for.

@@ -194,8 +194,11 @@ class OpenVINOEngine(Engine):
         return self._start(frames, finish, 1)()
 
     def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
-        if self.lanes == 1 or not (finish is None or self.fuses(finish)):
+        if self.lanes == 1:
             return super().begin(frames, finish)
+        if finish is not None and not self.fuses(finish):
+            begun = self.begin(frames)
+            return lambda: finish(begun()[0])
         self._check(frames)
         return self._start(frames, finish, self.lanes)
 

@@ -272,8 +272,11 @@ class _Judge(Engine):
         return self._noted(frames, self._engine.finished(frames, finish), finish)
 
     def begin(self, frames: Tensor, finish: Finish | None = None) -> Callable[[], list[Tensor]]:
-        if self.lanes == 1 or not (finish is None or self.fuses(finish)):
+        if self.lanes == 1:
             return super().begin(frames, finish)
+        if finish is not None and not self.fuses(finish):
+            enlarged = self.begin(frames)
+            return lambda: finish(enlarged()[0].float())
         begun = self._engine.begin(frames, finish)
         return lambda: self._noted(frames, begun(), finish)
 

@@ -10,7 +10,8 @@ for a shape do so once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -144,8 +145,7 @@ class TiledEngine(Engine):
         if self.whole_frames and self._is_less_work_whole(changed, frames):
             return Known([part.clone() for part in windows], self._whole(frames, finish))
         results = [result.clone() for result in known.results]
-        for tile in changed:
-            self._put(tile, frames, finish, results)
+        self._put(changed, frames, finish, results)
         seen = [
             new.clone() if flag else old
             for new, old, flag in zip(windows, known.seen, flags, strict=True)
@@ -186,8 +186,7 @@ class TiledEngine(Engine):
         if self.whole_frames:
             return self._whole(frames, finish)
         results: list[Tensor] = []
-        for tile in self._tiles(frames, finish):
-            self._put(tile, frames, finish, results)
+        self._put(self._tiles(frames, finish), frames, finish, results)
         return results
 
     def _whole(self, frames: Tensor, finish: Finish | None) -> list[Tensor]:
@@ -201,11 +200,31 @@ class TiledEngine(Engine):
         return tiles((height, width), side=self.side, overlap=self.overlap + reach)
 
     def _put(
-        self, tile: Tile, frames: Tensor, finish: Finish | None, results: list[Tensor]
+        self,
+        parts: Iterable[Tile],
+        frames: Tensor,
+        finish: Finish | None,
+        results: list[Tensor],
     ) -> None:
-        """Compute a tile and put it into the results, which are made if there are none yet."""
+        """Compute tiles and put them into the results, which are made if there are none yet."""
+        under_way: deque[tuple[Tile, Callable[[], list[Tensor]]]] = deque()
+        for tile in parts:
+            begun = self._engine.begin(frames[(..., *tile.window)], finish)
+            under_way.append((tile, begun))
+            if len(under_way) > self._engine.lanes:
+                self._put_one(under_way.popleft(), frames, results)
+        for one in under_way:
+            self._put_one(one, frames, results)
+
+    def _put_one(
+        self,
+        begun: tuple[Tile, Callable[[], list[Tensor]]],
+        frames: Tensor,
+        results: list[Tensor],
+    ) -> None:
+        tile, wait = begun
         window = frames[(..., *tile.window)]
-        parts = self._whole(window, finish)
+        parts = wait()
         scales = [_per_pixel(part, window) for part in parts]
         if not results:
             for part, scale in zip(parts, scales, strict=True):

@@ -181,11 +181,11 @@ def test_planes_that_come_out_black_are_noticed(lit, spoilt):
 def test_within_the_tolerance_nothing_is_computed_and_drift_adds_up(finish, monkeypatch):
     engine = TiledEngine(create_engine(tiny_model("srgan-lite"), backend="pytorch"), 32)
     put = []
-    original = TiledEngine._put
+    original = TiledEngine._put_one
     monkeypatch.setattr(
         TiledEngine,
-        "_put",
-        lambda self, tile, *more: (put.append(tile), original(self, tile, *more)),
+        "_put_one",
+        lambda self, begun, *more: (put.append(begun[0]), original(self, begun, *more)),
     )
     frames = torch.rand(1, 3, 96, 96) * 0.5
     known = first = engine.update(frames, None, finish)

@@ -154,13 +154,13 @@ def test_only_what_changed_is_computed_and_the_frames_are_the_same(
         vsr.upscale, source, model=tiny_weights, backend=backend, preset="ultrafast", crf=0
     )
     windows = []
-    original = TiledEngine._put
+    original = TiledEngine._put_one
 
-    def put(engine, part, *arguments):
-        windows.append(part)
-        original(engine, part, *arguments)
+    def put(engine, begun, *arguments):
+        windows.append(begun[0])
+        original(engine, begun, *arguments)
 
-    monkeypatch.setattr(TiledEngine, "_put", put)
+    monkeypatch.setattr(TiledEngine, "_put_one", put)
     convert(tmp_path / "changed.mkv", tile=tile, changed_only=True)
     computed = len(windows)
     convert(tmp_path / "tiled.mkv", tile=tile or CHANGE_TILE)

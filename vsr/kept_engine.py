@@ -25,7 +25,7 @@ class KeptEngine:
         self._engine: Engine | None = None
         self._sides: dict[object, int | None] = {}
         self._whole: dict[tuple[int, int], bool] = {}
-        self._lanes: dict[tuple[int, int], int] = {}
+        self._lanes: dict[object, int] = {}
 
     def __enter__(self) -> KeptEngine:
         return self
@@ -80,11 +80,14 @@ class KeptEngine:
             self._whole[size] = ask()
         return self._whole[size]
 
-    def lanes(self, size: tuple[int, int], choose: Callable[[], int]) -> int:
-        """Return how many frames of (height, width) are computed at once; chosen once likewise."""
-        if size not in self._lanes:
-            self._lanes[size] = choose()
-        return self._lanes[size]
+    def lanes(self, size: tuple[int, int], side: int | None, choose: Callable[[], int]) -> int:
+        """Return how many frames of (height, width), or tiles of a side, are computed at once.
+
+        Chosen once likewise.
+        """
+        if (size, side) not in self._lanes:
+            self._lanes[size, side] = choose()
+        return self._lanes[size, side]
 
     @property
     def switched_at(self) -> int | None:

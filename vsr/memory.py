@@ -79,15 +79,19 @@ def automatic_tile(engine: Engine, size: tuple[int, int]) -> int | None:
     )
 
 
-def automatic_lanes(engine: Engine, size: tuple[int, int]) -> int:
-    """Choose how many whole frames an engine computes at once, by the memory that is free.
+def automatic_lanes(engine: Engine, size: tuple[int, int], side: int | None = None) -> int:
+    """Choose how many frames, or tiles of one, are computed at once, by the memory that is free.
 
     All of them and their results may take half of it, as one that is alone (see `fitting_tile`).
 
     Args:
         engine: to run.
         size: (height, width) of the input.
+        side: of the tiles; None: whole frames.
     """
+    if side is not None:
+        window = side + 2 * receptive_radius(engine.model.net)
+        size = (min(window, size[0]), min(window, size[1]))
     pixels = size[0] * size[1]
     result = pixels * 3 * 4 * engine.scale**2  # RGB in float32; one more than there are lanes
     lane = pixels * bytes_per_pixel(engine.model.net) + result

@@ -226,10 +226,7 @@ def run(
             and not is_sequence(output)  # which go on at any frame, not only where all is anew
             and kept.fits_whole(frame_size, lambda: automatic_tile(bare, frame_size) is None)
         )
-        parts = side is not None or config.changed_only
-        bare.lanes = (
-            1 if parts else kept.lanes(frame_size, lambda: automatic_lanes(bare, frame_size))
-        )
+        bare.lanes = kept.lanes(frame_size, side, lambda: automatic_lanes(bare, frame_size, side))
         engine = SafeEngine(bare, side=side, whole_frames=whole_frames)
         stack.callback(engine.close_exact)
         began = time.monotonic()
