@@ -59,7 +59,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         summary="small and fast; fidelity alone, or texture as much as you allow",
         texture_file="srgan-lite-texture.safetensors",
         texture_sha256="6c5c4d03030084706bfa78692c724d3708f89caa9eaeee8a9507c7064aff9ac7",
-        default_texture=0.5,
+        default_texture=1.0,
     ),
     "srgan": BuiltIn(
         file="srgan.safetensors",
@@ -68,7 +68,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
         texture_file="srgan-texture.safetensors",
         texture_sha256="f89e039dea8112c3e6ca04bac75565c976a1030287db9b05f589fa5faaa529c4",
-        default_texture=0.5,
+        default_texture=1.0,
     ),
 }
 
