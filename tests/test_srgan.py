@@ -573,7 +573,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     [
         (["--steps", "0"], "steps and gan_steps are both 0"),
         (["--gan-steps", "1"], "content loss vgg54 needs VGG19 as far as conv5_4"),
-        (["--gan-steps", "1", "--content", "none"], "LPIPS-alex needs alexnet"),
+        (["--gan-steps", "1", "--content", "none"], "LPIPS-vgg needs vgg16"),
         ([*MSE_ALONE, "--crop", "24"], "crops divisible by 16, got 24"),
         (["--features", "absent"], "feature network absent does not exist"),
         (["--start", "absent"], "no model or weights file 'absent'"),
