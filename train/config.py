@@ -135,9 +135,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "cooldown_steps": 25_000,
         "gan_steps": 10_000,
         "pixel_weight": 2.0,
-        "lpips_weight": 1.0,
+        "lpips_weight": 0.5,
         "lpips_network": "vgg",  # through AlexNet's every fourth pixel a weave on skin is not seen
-        "grid_weight": 80.0,
+        "grid_weight": 20.0,  # with 80 hardly anything leaves the fidelity end
         "adversarial_weight": 5e-3,
         "spectral_norm": True,
         "batch": 32,
@@ -158,9 +158,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "gan_steps": 0,
         "content": "none",
         "pixel_weight": 2.0,
-        "lpips_weight": 1.0,
+        "lpips_weight": 0.5,
         "lpips_network": "vgg",  # through AlexNet's every fourth pixel a weave on skin is not seen
-        "grid_weight": 80.0,
+        "grid_weight": 20.0,  # with 80 hardly anything leaves the fidelity end
         "adversarial_weight": 5e-3,
         "discriminator_channels": 16,
         "batch": 8,
