@@ -86,3 +86,15 @@ def test_the_published_precisions_are_those_of_the_results():
         cells = [row["precision"], f"{row['cpu_ms']:.1f}", f"{row['times_fp32']:.2f}"]
         cells.append(" / ".join(f"{lost[name]:.3f}" for name in ("Set5", "Set14")) if lost else "-")
         assert f"| {' | '.join(cells)} |" in readme
+
+
+def test_the_published_worth_of_a_flag_is_that_of_the_results():
+    document = json.loads((ROOT / "benchmarks" / "results" / "ablation.json").read_text())
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for row in document["rows"]:
+        name = row["flag"] if row["flag"] == "the recipe" else f"`{row['flag']}`"
+        first = f"| {name} | {row['psnr_y']:.2f} |"
+        assert any(
+            line.startswith(first) and f"| {row['dists']:.3f} |" in line
+            for line in text.splitlines()
+        )
