@@ -56,8 +56,7 @@ class Engine(ABC):
     """frames that `begin` computes at once, each with an equal share of the threads and memory of
     its own; to be set, to one of `lane_counts`"""
     lane_counts: tuple[int, ...] = (1,)
-    """how many lanes there can be, rising; an engine that runs another one has that one's `lanes`
-    """
+    """how many lanes there can be, rising; only of a back end, not of what wraps one"""
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ def record(
         output = named or default_output(config, reader.info, loaded.scale)
         check_output(address, output, overwrite=config.overwrite)
         share_threads(engine, config.threads)
-        engine.lanes = 1  # a frame shall not wait for the next one
+        engine.lanes = 1  # all threads on one frame: it comes out soonest
         safe = SafeEngine(engine, side=tile_side(config, engine, reader.info.size))
         stack.callback(safe.close_exact)
         frames, reused = record_frames(config, live, reader, safe, output, size, progress)
