@@ -2,13 +2,13 @@
 
 From each clip FRAMES consecutive frames, the middle SIDE x SIDE pixels (less where it is smaller),
 shrunk to a quarter by Pillow's antialiased bicubic, through x264 (preset veryfast, 4:2:0) at each
-CRF of QUALITIES, upscaled, compared with the original: PSNR on Y, LPIPS over AlexNet, and flicker
-(see `train.metrics.flicker`). Means over all clips.
+CRF of QUALITIES, upscaled, compared with the original: PSNR on Y, LPIPS over AlexNet of every other
+frame, DISTS of every fourth, and flicker (see `train.metrics.flicker`). Means over all clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from train.data import shrink_bicubic, to_frame
 from train.degrade import CODECS, through_encoder
-from train.metrics import flicker, psnr, to_luma, to_picture
-from train.perceptual import LPIPS
+from train.metrics import Distance, flicker, psnr, to_luma, to_picture
 
 SCALE = 4
 FRAMES = 8
 FIRST = 10  # frames left out: many clips fade in
 SIDE = 448
+EVERY = {"lpips": 2, "dists": 4}  # frames: neighbours hardly differ, and DISTS takes seconds
 QUALITIES = (23, 28)
 X264 = replace(next(codec for codec in CODECS if codec.encoder == "libx264"), best=0, worst=51)
 
@@ -39,7 +39,7 @@ Picture = NDArray[np.uint8]
 def score_clips(
     folder: Path,
     upscalers: dict[str, Callable[[Tensor], Tensor]],
-    lpips: LPIPS | None,
+    distances: Mapping[str, Distance],
     *,
     kept: dict[str, dict[str, dict[str, float]]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -48,13 +48,14 @@ def score_clips(
     Args:
         folder: of video files; folders in it are not looked at.
         upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
-        lpips: None leaves the column out.
-        kept: scores by name that are known already.
+        distances: by the names in EVERY; others are not measured.
+        kept: scores by name that are known already; those that lack a distance are not taken.
     """
     clips = {path.stem: read_middle(path) for path in sorted(folder.iterdir()) if path.is_file()}
     print(f"\n{len(clips)} clips, {FRAMES} frames each, shrunk by {SCALE}, through x264")
-    print(f"{'':<22}" + "".join(f"{f'CRF {crf}':^27}" for crf in QUALITIES))
-    print(f"{'':<22}" + f"{'PSNR-Y':>9}{'LPIPS':>9}{'flicker':>9}" * len(QUALITIES))
+    print(f"{'':<22}" + "".join(f"{f'CRF {crf}':^36}" for crf in QUALITIES))
+    print(f"{'':<22}" + f"{'PSNR-Y':>9}{'LPIPS':>9}{'DISTS':>9}{'flicker':>9}" * len(QUALITIES))
+    distances = {name: distances[name] for name in EVERY if name in distances}
     inputs = {
         crf: {
             name: through_encoder([shrink_bicubic(f, SCALE) for f in frames], X264, crf)
@@ -66,18 +67,18 @@ def score_clips(
     for upscaler, upscale in upscalers.items():
         print(f"{upscaler:<22}", end="", flush=True)
         scores: dict[str, dict[str, float]] = {}
-        if kept and upscaler in kept:
+        old = (kept or {}).get(upscaler, {})
+        if old and all(distances.keys() <= found.keys() for found in old.values()):
             print("kept")
-            rows.append({"name": upscaler, "scores": kept[upscaler]})
+            rows.append({"name": upscaler, "scores": old})
             continue
         for crf, encoded in inputs.items():
-            parts = [score_clip(upscale, encoded[name], clips[name], lpips) for name in clips]
+            parts = [score_clip(upscale, encoded[name], clips[name], distances) for name in clips]
             means = {key: round(fmean(part[key] for part in parts), 6) for key in parts[0]}
             scores[f"crf {crf}"] = means
-            distance = f"{means['lpips']:.4f}" if "lpips" in means else "-"
-            print(
-                f"{means['psnr_y']:>9.2f}{distance:>9}{means['flicker']:>9.2f}", end="", flush=True
-            )
+            shown = (f"{means[name]:.4f}" if name in means else "-" for name in EVERY)
+            line = "".join(f"{cell:>9}" for cell in shown)
+            print(f"{means['psnr_y']:>9.2f}{line}{means['flicker']:>9.2f}", end="", flush=True)
         print()
         rows.append({"name": upscaler, "scores": scores})
     return rows
@@ -88,16 +89,16 @@ def score_clip(
     upscale: Callable[[Tensor], Tensor],
     encoded: list[Picture],
     originals: list[Picture],
-    lpips: LPIPS | None,
+    distances: Mapping[str, Distance],
 ) -> dict[str, float]:
     """Score an upscaler on one clip."""
     results = [to_picture(upscale(to_frame(frame))) for frame in encoded]
     pairs = list(zip(results, originals, strict=True))
     errors = [psnr(to_luma(a, shave=SCALE), to_luma(b, shave=SCALE)) for a, b in pairs]
     found = {"psnr_y": fmean(errors), "flicker": flicker(results, originals)}
-    if lpips is not None:
-        # every other frame: neighbours hardly differ
-        found["lpips"] = fmean(float(lpips(to_frame(a), to_frame(b))) for a, b in pairs[::2])
+    for name, distance in distances.items():
+        shown = ((to_frame(a), to_frame(b)) for a, b in pairs[:: EVERY[name]])
+        found[name] = fmean(float(distance(*pair)) for pair in shown)
     return found
 
 

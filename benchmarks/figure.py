@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from train.data import crop_to_multiple, load_rgb, shrink_bicubic, to_frame
-from train.metrics import psnr, to_luma, to_picture
-from train.perceptual import LPIPS
+from train.metrics import Distance, psnr, to_luma, to_picture
 
 SCALE = 4
 SIDE = 200  # of the crop, pixels of the original
@@ -27,7 +26,7 @@ def draw_figure(
     path: Path,
     photo: Path,
     upscalers: dict[str, Callable[[Tensor], Tensor]],
-    lpips: LPIPS | None,
+    lpips: Distance | None,
 ) -> None:
     """Draw one crop as each upscaler makes it, and the original, into a PNG.
 
@@ -60,7 +59,7 @@ def draw_figure(
     sheet.save(path, optimize=True)
 
 
-def caption(picture: NDArray[np.uint8], original: NDArray[np.uint8], lpips: LPIPS | None) -> str:
+def caption(picture: NDArray[np.uint8], original: NDArray[np.uint8], lpips: Distance | None) -> str:
     """Return the scores of one picture."""
     error = psnr(to_luma(picture, shave=SCALE), to_luma(original, shave=SCALE))
     if lpips is None:

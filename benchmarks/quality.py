@@ -16,8 +16,9 @@ on Y of BT.601 in studio range, 8 bits, a border of 4 pixels left out, the mean 
 Networks run in float32 on the CPU, without tiling. Bicubic is Pillow's, from the 8-bit input.
 
 With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and on the small sets
-LPIPS over VGG16 and DISTS (Ding et al. 2020), of whole pictures. Built-in texture ends were trained
-on LPIPS, most of their steps over VGG16, the first ones over AlexNet; on DISTS nothing was.
+LPIPS over VGG16 and DISTS (Ding et al. 2020), of whole pictures; on the clips LPIPS over AlexNet
+and DISTS. Built-in texture ends were trained on LPIPS, most of their steps over VGG16, the first
+ones over AlexNet; on DISTS nothing was.
 
 Clips: with `--clips` (default: shared/data/clips), the middle of each clip, shrunk and put through
 x264; see benchmarks/compressed.py. `--figure` draws one crop with all systems side by side.
@@ -52,8 +53,8 @@ from engines.errors import WeightsError  # noqa: E402
 from engines.networks import count_parameters  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.config import SYSTEMS  # noqa: E402
-from train.data import find_photos, to_frame  # noqa: E402
-from train.metrics import Score, evaluate, to_picture  # noqa: E402
+from train.data import find_photos, find_sets, to_frame  # noqa: E402
+from train.metrics import Distance, Score, evaluate, to_picture  # noqa: E402
 from train.perceptual import find_feature_files, load_dists, load_lpips  # noqa: E402
 
 SCALE = 4
@@ -71,10 +72,12 @@ PROTOCOL = {
     "dists": "Ding et al. 2020, whole pictures; nothing is trained on it",
     "mean": "over the pictures of a set",
 }
-# Ledig et al. 2017, table 2: PSNR-Y, SSIM. Its SSIM is the daala package's, not comparable
+# Ledig et al. 2017, tables 1 and 2: PSNR-Y, SSIM. Its SSIM is the daala package's, not comparable
 PAPER = {
     "bicubic": {"Set5": (28.43, 0.8211), "Set14": (25.99, 0.7486), "BSD100": (25.94, 0.6935)},
     "SRCNN": {"Set5": (30.07, 0.8627), "Set14": (27.18, 0.7861), "BSD100": (26.68, 0.7291)},
+    "SRGAN-MSE": {"Set5": (30.64, 0.8701), "Set14": (26.92, 0.7611)},
+    "SRGAN-VGG22": {"Set5": (29.84, 0.8468), "Set14": (26.44, 0.7518)},
     "SRResNet": {"Set5": (32.05, 0.9019), "Set14": (28.49, 0.8184), "BSD100": (27.58, 0.7620)},
     "SRGAN": {"Set5": (29.40, 0.8472), "Set14": (26.02, 0.7397), "BSD100": (25.16, 0.6688)},
 }
@@ -105,19 +108,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def find_sets(folder: Path) -> list[Path]:
-    """List the test sets of a folder, the usual ones first and in their usual order.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, holds no set, or a set holds no picture.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder of test sets {folder} does not exist: give --eval FOLDER")
-    sets = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not sets:
-        raise FileNotFoundError(f"no test sets (folders of pictures) in {folder}")
-    for path in sets:
-        find_photos(path)
+def in_usual_order(sets: list[Path]) -> list[Path]:
+    """Put the usual test sets first, in their usual order."""
     place = {name: i for i, name in enumerate(USUAL_ORDER)}
     return sorted(sets, key=lambda path: place.get(path.name, len(place)))
 
@@ -145,7 +137,7 @@ def find_systems(baselines: Path, files: list[Path]) -> dict[str, Model]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Score bicubic and the systems, print the tables row by row, return the whole document."""
-    sets = find_sets(options.eval)
+    sets = in_usual_order(find_sets(options.eval))
     systems = find_systems(options.baselines, options.weights)
     kept = find_kept(options.json) if options.keep else {}
     card = environment("numpy", "pillow", "scikit-image")
@@ -181,7 +173,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "rows": rows,
         "reference": {
-            "source": "Ledig et al. 2017, table 2; SSIM of the daala package, not comparable",
+            "source": "Ledig et al. 2017, tables 1, 2; SSIM of the daala package, not comparable",
             "rows": [
                 {
                     "name": name,
@@ -199,9 +191,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for name, model in systems.items()
             if kept.get(model.sha256, {}).get("clips")
         }
-        document["clips"] = score_clips(
-            options.clips, upscalers, distances.get("lpips"), kept=old_clips
-        )
+        document["clips"] = score_clips(options.clips, upscalers, distances, kept=old_clips)
     if options.figure is not None:
         photo = options.figure_of or find_photos(sets[0])[0]
         draw_figure(options.figure, photo, upscalers, distances.get("lpips"))
@@ -242,10 +232,10 @@ def distances_for(path: Path, distances: dict[str, Any]) -> dict[str, Any]:
     return {name: net for name, net in distances.items() if name == "lpips" or not large}
 
 
-def find_distances(folder: Path) -> dict[str, Any]:
+def find_distances(folder: Path) -> dict[str, Distance]:
     """Load what its networks are in the folder for: both kinds of LPIPS, and DISTS."""
     files = find_feature_files([folder]) if folder.is_dir() else []
-    found: dict[str, Any] = {}
+    found: dict[str, Distance] = {}
     kinds = {file.kind for file in files}
     if {"heads", "alexnet"} <= kinds:
         found["lpips"] = load_lpips(files)

@@ -23,7 +23,7 @@ from train.srgan import describe_commit
 def publish(name: str, measure: Callable[[], dict[str, Any]], path: Path | None) -> int:
     """Measure, write the document to a file and as the last line of stdout; return the exit code.
 
-    What cannot be measured is one line on stderr, and 1.
+    What cannot be measured is one line on stderr, and 1; Ctrl-C another one, and 130.
 
     Args:
         name: of the benchmark.
@@ -37,6 +37,9 @@ def publish(name: str, measure: Callable[[], dict[str, Any]], path: Path | None)
     except (VSRError, OSError, ValueError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
     print(json.dumps(document, separators=(",", ":")))
     return 0
 

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engines.weights import load_model
 from train.config import TrainConfig
+from train.srgan import generator_terms
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -55,9 +59,34 @@ def test_every_variant_is_trained_scored_and_not_trained_twice(
     ]
     scores = [tuple(row[name] for name in ablation.COLUMNS) for row in document["rows"]]
     assert len(set(scores)) == len(scores)  # each flag reaches the training
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name != "smoke"]
     monkeypatch.setattr(ablation, "train", None)
     assert ablation.main([*folders, "--smoke"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == document["rows"]
+
+
+def test_a_run_cut_short_is_gone_on_with_and_one_of_other_settings_is_refused(
+    ablation, folders, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(ablation, "VARIANTS", {"fidelity": {"the recipe": {}}})
+    monkeypatch.setattr(ablation, "FIDELITY", replace(ablation.FIDELITY, crop=32, batch=1))
+
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return generator_terms(*arguments)
+
+    arguments = [*folders, "--steps", "2", "--gan-steps", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.srgan.generator_terms", interrupt)
+        assert ablation.main(arguments) == 130
+    weights = tmp_path / "out" / "fidelity_the_recipe" / "weights.safetensors"
+    assert load_model(weights).training["steps"] == 1
+    assert ablation.main(arguments) == 0
+    assert load_model(weights).training["steps"] == 2
+    capsys.readouterr()
+    arguments[-3] = "3"
+    assert ablation.main(arguments) == 1
+    assert "holds a run with other settings" in capsys.readouterr().err
 
 
 def test_each_variant_is_one_flag_of_the_trainer(ablation):

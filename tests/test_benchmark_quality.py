@@ -144,6 +144,39 @@ def test_rows_of_weights_that_have_not_changed_are_kept(tmp_path, sets, quality,
     assert after["rows"][3]["sha256"] != before["rows"][3]["sha256"]
 
 
+def test_clips_are_scored_by_each_distance_on_its_own_frames(quality, clips, monkeypatch, capsys):
+    calls = {"lpips": 0, "dists": 0}
+
+    def counted(name):
+        def distance(a, b):
+            calls[name] += 1
+            return torch.tensor([float((a - b).abs().mean())])
+
+        return distance
+
+    distances = {name: counted(name) for name in (*calls, "lpips_vgg")}
+    score = importlib.import_module("benchmarks.compressed").score_clips
+    rows = score(clips, {"bicubic": quality.enlarge_bicubic}, distances)
+    assert calls == {"lpips": 2 * 4, "dists": 2 * 2}  # of 8 frames, in two qualities
+    found = rows[0]["scores"]["crf 23"]
+    assert found["lpips"] > 0
+    assert list(found) == ["psnr_y", "flicker", "lpips", "dists"]
+    monkeypatch.setattr("benchmarks.compressed.score_clip", None)
+    assert score(clips, {"bicubic": None}, distances, kept={"bicubic": rows[0]["scores"]}) == rows
+    capsys.readouterr()
+
+
+def test_kept_scores_that_lack_a_distance_are_measured_anew(quality, clips, capsys):
+    score = importlib.import_module("benchmarks.compressed").score_clips
+    few = {"lpips": lambda a, b: torch.ones(1)}
+    upscalers = {"bicubic": quality.enlarge_bicubic}
+    rows = score(clips, upscalers, few)
+    more = few | {"dists": lambda a, b: torch.ones(1)}
+    again = score(clips, upscalers, more, kept={"bicubic": rows[0]["scores"]})
+    assert again[0]["scores"]["crf 28"]["dists"] == 1
+    capsys.readouterr()
+
+
 def bicubic_psnr(path):
     """The protocol again, in as few lines."""
     with Image.open(path) as opened:

@@ -11,6 +11,7 @@ from train.data import (
     PatchSampler,
     crop_to_multiple,
     find_photos,
+    find_sets,
     load_rgb,
     shrink_bicubic,
     to_frame,
@@ -162,6 +163,35 @@ def test_unreadable_and_small_photos_are_named_and_skipped(tmp_path, caplog):
     for warning, path in zip(warnings, (cut, tmp_path / "gone.png", small, text), strict=True):
         assert warning.startswith(f"skipping {path}: ")
     assert warnings[2].endswith("28x40 is smaller than a crop")
+
+
+def test_a_png_that_breaks_between_its_chunks_is_skipped_too(tmp_path, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    broken = tmp_path / "broken.png"
+    Image.fromarray(noise).save(broken)
+    data = bytearray(broken.read_bytes())
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    data[second : second + 4] = b"\x00\x01\x02\x03"
+    broken.write_bytes(data)
+    good = write_photo(tmp_path / "good.png", 32, 32)
+    with caplog.at_level(logging.WARNING, "train.data"):
+        sampler = PatchSampler([broken, good], crop=32, scale=4, seed=0)
+    assert len(sampler.pairs) == 1
+    (warning,) = caplog.messages
+    assert warning.startswith(f"skipping {broken}: broken PNG file")
+
+
+def test_test_sets_are_the_folders_of_pictures_but_hidden_ones(tmp_path):
+    for name in ("Set5", "Mine", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    for name in ("Set5", "Mine"):
+        write_photo(tmp_path / name / "a.png", 8, 8)
+    assert find_sets(tmp_path) == [tmp_path / "Mine", tmp_path / "Set5"]
+    with pytest.raises(FileNotFoundError, match=r"no test sets \(folders of pictures\) in"):
+        find_sets(tmp_path / "Mine")
+    (tmp_path / "Empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no photos below .*Empty"):
+        find_sets(tmp_path)
 
 
 def test_a_sampler_without_a_usable_photo_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
+from engines.networks import build_network
 from train.checkpoint import load_checkpoint
-from train.parallel import World
+from train.config import TrainConfig
+from train.discriminator import Discriminator
+from train.parallel import World, join_world
+from train.srgan import Adversary, RunPaths, check_finite, generator_terms, placed, train
 
 REPOSITORY = Path(__file__).parents[1]
 
 # float32 sums in another order, three steps of Adam
 TOLERANCE = 1e-5
+# the same, of one backward pass
+GRADIENT_TOLERANCE = 1e-7
 
 
 def test_one_process_is_its_own_mean():
@@ -40,6 +48,65 @@ def photos(tmp_path):
             folder / f"{seed}.png"
         )
     return folder
+
+
+def differentiate(rank, size, folder, port):
+    """Compute one process's gradients of its part of a batch, and their mean over the processes."""
+    torch.set_num_threads(1)
+    if size > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+    world = join_world()
+    torch.manual_seed(0)
+    config = TrainConfig(network="srgan-lite", channels=8, blocks=1, pixel_weight=1, content="mse")
+    net = build_network("srgan-lite", config.network_config())
+    adversary = Adversary(Discriminator(16, channels=4, spectral_norm=True), None, None, None)
+    lr, hr = (torch.rand(4, 3, side, side)[rank::size] for side in (4, 16))
+    sum(generator_terms(config, adversary, net(lr), hr).values()).backward()
+    world.average_gradients(net)
+    if world.is_first:
+        torch.save([p.grad for p in net.parameters()], folder / f"{size}.pt")
+    world.leave()
+
+
+def test_the_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
+    differentiate(0, 1, tmp_path, None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(differentiate, (2, tmp_path, port), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{size}.pt") for size in (1, 2))
+    assert all(gradient.abs().max() > 100 * GRADIENT_TOLERANCE for gradient in one)
+    for ours, expected in zip(two, one, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=GRADIENT_TOLERANCE)
+
+
+def test_batch_norm_is_refused_where_processes_cannot_share_its_statistics():
+    world = World(0, 2, torch.device("cpu"))
+    with pytest.raises(ValueError, match="batch norm over several processes needs GPUs"):
+        placed(build_network("srgan", {"channels": 8, "blocks": 1}), world, TrainConfig())
+    deployed = build_network("srgan", {"channels": 8, "blocks": 1}, deployed=True)
+    assert placed(deployed, world, TrainConfig()) is deployed
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, photos, monkeypatch):
+    world = World(0, 3, torch.device("cpu"))
+    monkeypatch.setattr("train.srgan.join_world", lambda: world)
+    with pytest.raises(ValueError, match="a batch of 16 does not divide among 3 processes"):
+        train(TrainConfig(), RunPaths(data=photos, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_loss_in_one_process_stops_all(tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(World, "any", lambda self, flag: True)
+    net = torch.nn.Linear(1, 1)
+    net(torch.ones(1, 1)).sum().backward()
+    world, batch = World(rank, 2, torch.device("cpu")), (torch.zeros(1), torch.ones(1))
+    told = {"pixel": (float("nan"), 1.0)[rank]}
+    paths = RunPaths(data=tmp_path, out=tmp_path)
+    message = ("pixel nan, gradient .*bad_batch.safetensors", "in another process")[rank]
+    with pytest.raises(FloatingPointError, match=f"loss not finite at step 5 .*{message}"):
+        check_finite(told, net, batch, paths, world, 5)
+    assert (tmp_path / "bad_batch.safetensors").exists() == (rank == 0)
 
 
 def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path, photos):

@@ -188,6 +188,16 @@ def test_lpips_says_which_file_is_missing(tmp_path, kind):
 # --- with the real weights, where they are beside the checkout ------------------------------------
 
 
+def test_heads_of_the_other_network_are_as_good_as_missing(tmp_path):
+    heads = {f"alex.lin{i}.model.1.weight": torch.ones(1, 1, 1, 1) for i in range(5)}
+    write(tmp_path / "heads.safetensors", heads)
+    shapes = dict.fromkeys((2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (1, 1))
+    write(tmp_path / "vgg16.safetensors", random_weights({0: (64, 3), **shapes}))
+    files = find_feature_files([tmp_path])
+    with pytest.raises(ValueError, match="LPIPS-vgg needs the linear heads"):
+        load_lpips(files, network="vgg")
+
+
 def bicubic_of(original):
     """What bicubic makes of a picture (H, W, 3) shrunk by 4."""
     height, width = original.shape[:2]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import train.srgan as train_module
 from engines.networks import build_network, fold
 from engines.weights import load_model, save_weights
 from train.checkpoint import load_checkpoint
-from train.config import RECIPES, SYSTEMS, TrainConfig
-from train.data import find_photos
+from train.config import RECIPES, TrainConfig, combine
+from train.data import PatchSampler, find_photos
 from train.discriminator import DISCRIMINATORS
 from train.parallel import World
 from train.perceptual import IMAGENET, LPIPS, LPIPS_SCALING, ContentFeatures, FeatureNetwork
@@ -120,6 +122,7 @@ def test_each_recipe_is_a_configuration_that_names_itself(name):
     assert TrainConfig(**RECIPES[name]).recipe == name
 
 
+@pytest.mark.parametrize("recipe", [None, *RECIPES])
 @pytest.mark.parametrize(
     ("name", "network", "content", "gan"),
     [
@@ -130,10 +133,28 @@ def test_each_recipe_is_a_configuration_that_names_itself(name):
         ("srgan-vgg54", "srgan", "vgg54", True),
     ],
 )
-def test_each_system_of_the_paper_is_a_configuration(name, network, content, gan):
-    config = TrainConfig(**SYSTEMS[name])
+def test_each_system_has_the_papers_losses_whatever_the_recipe(recipe, name, network, content, gan):
+    given = {"gan_steps": 5} if gan else {}
+    config = combine(recipe, name, given, resumed={})
     assert (config.network, config.loss, config.gan_steps > 0) == (network, "mse", gan)
+    assert (config.luma_weight, config.adversarial_weight) == (0, 1e-3)
+    added = (config.pixel_weight, config.lpips_weight, config.grid_weight, config.r1_weight)
+    assert added == (0, 0, 0, 0)
+    assert (config.content_weight, config.discriminator) == (1, "paper")
     assert content in (None, config.content)
+    assert config.recipe == (recipe or "paper")
+
+
+def test_a_system_that_is_a_gan_is_refused_without_a_gan_stage():
+    with pytest.raises(ValueError, match="srgan-mse has a GAN stage and recipe cpu none"):
+        combine("cpu", "srgan-mse", {}, resumed={})
+
+
+def test_a_single_value_goes_over_a_system_over_a_recipe_over_what_is_resumed():
+    resumed = asdict(TrainConfig(seed=7, batch=3, crop=32))
+    config = combine("cpu", "srresnet-mse", {"loss": "l1"}, resumed=resumed)
+    assert (config.seed, config.batch, config.crop) == (7, 8, 128)
+    assert (config.network, config.loss) == ("srgan", "l1")
 
 
 @pytest.mark.parametrize(
@@ -214,19 +235,21 @@ def test_resuming_repeats_the_losses_of_an_unbroken_run(tmp_path, photos, networ
 
 
 def stop_after(steps, config, paths):
-    """Train and ask it to stop, as Ctrl-C does, while the given step is computed."""
-    calls = 0
+    """Train, stop it as Ctrl-C does while the given step is computed, return the losses."""
+    losses = []
 
     def interrupt(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == steps:
+        terms = generator_terms(*arguments)
+        losses.append(torch.stack([*terms.values()]).sum().item())
+        if len(losses) == steps:
             signal.raise_signal(signal.SIGINT)
-        return generator_terms(*arguments)
+        return terms
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.srgan.generator_terms", interrupt)
-        return train(config, paths)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, paths)
+    return losses
 
 
 @pytest.mark.parametrize("discriminator", ["paper", "unet"])
@@ -269,6 +292,25 @@ def test_the_gan_stage_begins_from_the_averaged_weights_and_keeps_them(tmp_path,
     parts = sum(float(last[name]) for name in ("content", "pixel", "adversarial"))
     assert float(last["loss"]) == pytest.approx(parts, abs=1e-5)  # six decimals each
     assert 0 <= float(last["busy"]) <= 1
+
+
+def test_busy_is_the_share_of_the_time_that_no_step_waited_for_data(tmp_path, photos, monkeypatch):
+    take, score = PatchSampler.batch, train_module.score
+    slow = 0.0
+
+    def batch(*arguments, **options):
+        time.sleep(slow)
+        return take(*arguments, **options)
+
+    monkeypatch.setattr(PatchSampler, "batch", batch)
+    monkeypatch.setattr(train_module, "score", lambda *args: (time.sleep(1), score(*args))[1])
+    shares = []
+    for slow in (0.0, 0.2):
+        train(TINY, RunPaths(data=photos, out=tmp_path / str(slow)), pace=Pace(evaluate=2))
+        with (tmp_path / str(slow) / "log.csv").open(newline="") as file:
+            shares.append([float(row["busy"]) for row in csv.DictReader(file)][-1])
+    assert shares[0] > 0.5
+    assert shares[1] < 0.5  # the second of looking up does not count as work
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
@@ -387,9 +429,8 @@ def test_every_term_is_there_with_its_weight(gan):
     assert sorted(once) == sorted(kinds)
     for name, term in once.items():
         assert twice[name].item() == pytest.approx(2 * term.item())
-    nothing = replace(config, **dict.fromkeys(weights, 0.0), content="none")
     with pytest.raises(ValueError, match="every term of the generator's loss has the weight 0"):
-        generator_terms(nothing, adversary, sr, hr)
+        replace(config, **dict.fromkeys(weights, 0.0), content="none")
 
 
 def test_a_step_of_the_discriminator_moves_it_and_nothing_else(gan):
@@ -537,6 +578,112 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tmp_path
     assert all(torch.isfinite(value).all() for value in state["net"].values())
 
 
+def test_a_gradient_that_is_not_finite_moves_no_weight(tmp_path, photos, monkeypatch):
+    paths = RunPaths(data=photos, out=tmp_path)
+    count = 0
+
+    def terms(*arguments):
+        nonlocal count
+        count += 1
+        (found,) = generator_terms(*arguments).values()
+        if count == 3:  # a finite loss whose gradient is not
+            found = found + 0 * (found - found.detach()).sqrt()
+        return {"pixel": found}
+
+    monkeypatch.setattr(train_module, "generator_terms", terms)
+    with pytest.raises(FloatingPointError, match=r"step 2 \(pixel 0\.\d+, gradient nan\)"):
+        train(TINY, paths, pace=Pace(save=1))
+    state = load_checkpoint(paths.checkpoint)
+    assert state["step"] == 2
+    assert all(torch.isfinite(value).all() for value in state["net"].values())
+
+
+def test_an_earlier_run_is_not_written_over(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(replace(TINY, steps=1), paths)
+    before = paths.checkpoint.read_bytes()
+    with pytest.raises(FileExistsError, match="is of an earlier run: go on with it by --resume"):
+        train(TINY, paths)
+    assert paths.checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("steps", [2, 12])
+def test_a_stage_that_is_over_cannot_change_its_length(tmp_path, photos, steps):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(TINY_GAN, paths)
+    with pytest.raises(ValueError, match=rf"at step 8 .* --steps 4: too late for --steps {steps}"):
+        train(replace(TINY_GAN, steps=steps), paths, resume=True)
+
+
+def test_a_log_takes_columns_that_come_later(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path / "out")
+    train(replace(TINY, steps=1), paths)
+    (tmp_path / "eval").mkdir()
+    shutil.copytree(photos, tmp_path / "eval" / "Own")
+    train(replace(TINY, steps=2), replace(paths, eval=tmp_path / "eval"), resume=True)
+    with (paths.out / "log.csv").open(newline="") as file:
+        first, last = csv.DictReader(file)
+    assert (first["step"], first["Own PSNR-Y"]) == ("1", "")
+    assert (last["step"], last["Own SSIM"] != "") == ("2", True)
+
+
+def test_a_run_stopped_where_it_is_evaluated_is_evaluated_once(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.srgan.Pace", lambda: Pace(evaluate=2))
+        stop_after(2, TINY, paths)
+    with (paths.out / "log.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2"]
+
+
+def test_a_run_is_scored_where_its_network_is(photos, monkeypatch):
+    devices = set()
+
+    class Elsewhere(torch.nn.Module):
+        def to(self, device):
+            devices.add(("network", device))
+            return self
+
+        def forward(self, lr):
+            devices.add(("input", lr.device.type))
+            return torch.zeros(1, 3, 48, 48)
+
+    def lpips(sr, hr):
+        devices.update({("result", sr.device.type), ("original", hr.device.type)})
+        return torch.zeros(1)
+
+    net = build_network("srgan-lite", {"channels": 8, "blocks": 1}).to("meta")
+    monkeypatch.setattr(train_module, "fold", lambda net: Elsewhere())
+    result = train_module.score(net, [photos], lpips)[photos.name]
+    meta = torch.device("meta")
+    assert devices == {
+        ("network", meta),
+        ("input", "meta"),
+        ("result", "meta"),
+        ("original", "meta"),
+    }
+    assert result.lpips == 0
+
+
+def test_both_networks_are_compiled_but_the_discriminator_not_with_r1(
+    tmp_path, photos, monkeypatch
+):
+    compiled = []
+
+    def compile_as_it_is(call, *arguments, **options):
+        compiled.append(type(call.__self__).__name__)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_as_it_is)
+    config = replace(TINY_GAN, compile=True)
+    plain = train(TINY_GAN, RunPaths(data=photos, out=tmp_path / "plain"))
+    assert train(config, RunPaths(data=photos, out=tmp_path / "both")) == plain
+    assert compiled == ["LiteGenerator", "Discriminator"]
+    compiled.clear()
+    train(replace(config, r1_weight=1.0), RunPaths(data=photos, out=tmp_path / "r1"))
+    assert compiled == ["LiteGenerator"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -555,6 +702,12 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, photos, change, me
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     torch.save({"version": 99}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt has version 99, expected 2"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of train\.srgan"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
@@ -582,6 +735,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         (["--crop", "64"], "no photo could be read that holds a crop of 64x64"),
         (["--data", "absent"], "photo folder absent does not exist"),
         (["--eval", "absent"], "folder of test sets absent does not exist"),
+        (["--eval", str(REPOSITORY / "engines")], "no photos below"),
+        (["--system", "srgan-mse"], "srgan-mse has a GAN stage and recipe cpu none"),
         (["--eval-every", "0"], "eval_every must be at least 1, got 0"),
         (["--save-every", "0"], "save_every must be at least 1, got 0"),
         (["--resume"], "No such file or directory"),
@@ -654,8 +809,9 @@ def test_ctrl_c_keeps_a_checkpoint_and_exits_cleanly(tmp_path, photos):
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 0, errors
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "train.srgan: interrupted; --resume goes on"
     step = load_checkpoint(out / "checkpoint.pt")["step"]
     assert 0 < step < 10_000_000
     assert load_model(out / "weights.safetensors").training["steps"] == step

@@ -27,9 +27,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, foreign or of another format version.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a checkpoint of train.srgan, or damaged") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint of train.srgan")
     if state.get("version") != CHECKPOINT_VERSION:
         found = state.get("version")
         raise ValueError(f"{path} has version {found}, expected {CHECKPOINT_VERSION}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from engines.networks import NETWORKS
@@ -16,6 +16,11 @@ LPIPSNetwork = Literal["alex", "vgg"]
 DegradationName = Literal["bicubic", "video"]
 
 
+def option(default: Any, explanation: str) -> Any:
+    """Declare a field that is a flag of `train.srgan` too, with its line of `--help`."""
+    return field(default=default, metadata={"help": explanation})
+
+
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Everything that shapes a run; stored in each checkpoint.
@@ -26,42 +31,42 @@ class TrainConfig:
 
     recipe: str = "paper"  # the one that it began from
     # --- the generator ---
-    network: str = "srgan"
-    channels: int | None = None  # None: the network's own default
-    blocks: int | None = None
-    norm: NormName = "batch"  # none: the deploy form itself is trained
+    network: str = option("srgan", "the generator's kind")
+    channels: int | None = option(None, "the generator's width; the network's own unless given")
+    blocks: int | None = option(None, "its blocks; the network's own unless given")
+    norm: NormName = option("batch", "batch norm, or none: the deploy form itself is trained")
     # --- stage 1: a pixel loss ---
-    steps: int = 1_000_000
-    loss: LossName = "mse"
-    luma_weight: float = 0.0  # share of that loss taken on Y alone, 0 to 1
-    optimizer: OptimizerName = "adam"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0  # the rate rises linearly from 0
-    cooldown_steps: int = 0  # the rate falls linearly to 0 over the last steps of the stage
+    steps: int = option(1_000_000, "steps with the pixel loss alone")
+    loss: LossName = option("mse", "the pixel loss: squared or absolute difference")
+    luma_weight: float = option(0.0, "share of the pixel loss taken on Y alone, 0 to 1")
+    optimizer: OptimizerName = option("adam", "of the stage of the pixel loss")
+    learning_rate: float = option(1e-4, "of the stage of the pixel loss")
+    warmup_steps: int = option(0, "steps over which that rate rises linearly from 0")
+    cooldown_steps: int = option(0, "last steps of that stage, over which it falls to 0")
     # --- stage 2: the GAN, always with Adam ---
-    gan_steps: int = 200_000
-    gan_learning_rate: float = 1e-4  # falls to a tenth half way
-    content: ContentName = "vgg54"
-    content_weight: float = 1.0
-    adversarial_weight: float = 1e-3
-    pixel_weight: float = 0.0  # of the loss of stage 1, against colour drift
-    lpips_weight: float = 0.0
-    lpips_network: LPIPSNetwork = "alex"  # or "vgg": VGG16
-    grid_weight: float = 0.0  # of the pattern locked to the grid of the pixel shuffle
-    discriminator: str = "paper"
-    discriminator_channels: int = 64
-    spectral_norm: bool = False
-    r1_weight: float = 0.0
+    gan_steps: int = option(200_000, "steps against a discriminator, after the others")
+    gan_learning_rate: float = option(1e-4, "of the GAN stage; falls to a tenth half way")
+    content: ContentName = option("vgg54", "the content loss of the GAN stage")
+    content_weight: float = option(1.0, "of the content loss")
+    adversarial_weight: float = option(1e-3, "of -log D in the GAN stage")
+    pixel_weight: float = option(0.0, "of the pixel loss there, against colour drift")
+    lpips_weight: float = option(0.0, "of LPIPS there")
+    lpips_network: LPIPSNetwork = option("alex", "what LPIPS looks through: AlexNet or VGG16")
+    grid_weight: float = option(0.0, "of the pattern locked to the pixel shuffle's grid, there")
+    discriminator: str = option("paper", "the discriminator's kind")
+    discriminator_channels: int = option(64, "the discriminator's width")
+    spectral_norm: bool = option(False, "spectral norm in the discriminator")
+    r1_weight: float = option(0.0, "of the discriminator's gradient on originals (R1)")
     # --- the data ---
-    batch: int = 16  # over all processes
-    crop: int = 96  # side of the high-resolution patch, pixels
-    candidates: int = 1  # of so many random patches the most detailed is taken
-    degradation: DegradationName = "bicubic"
+    batch: int = option(16, "patches a step, over all processes")
+    crop: int = option(96, "side of the high-resolution patch, pixels")
+    candidates: int = option(1, "random places, of which the one with most detail is taken")
+    degradation: DegradationName = option("bicubic", "how the input is made; video: half the time")
     # --- the rest ---
-    ema: float = 0.0  # decay of the averaged weights, a step; 0 turns averaging off
-    amp: bool = False  # compute in bfloat16 where PyTorch deems it safe
-    compile: bool = False  # torch.compile the networks
-    seed: int = 0
+    ema: float = option(0.0, "decay of the averaged weights, a step; 0 turns averaging off")
+    amp: bool = option(False, "compute in bfloat16 where PyTorch deems it safe")
+    compile: bool = option(False, "torch.compile both networks (with R1 the generator alone)")
+    seed: int = option(0, "of weights and draws")
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -76,6 +81,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.steps + self.gan_steps < 1:
             raise ValueError("steps and gan_steps are both 0: there is nothing to do")
+        if self.gan_steps and not any(self._gan_weights()):
+            raise ValueError("every term of the generator's loss has the weight 0")
         for name in ("learning_rate", "gan_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -89,6 +96,11 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 found = getattr(self, name)
                 raise ValueError(f"unknown {name} {found!r}; known: {', '.join(known)}")
+
+    def _gan_weights(self) -> tuple[float, ...]:
+        content = self.content_weight if self.content != "none" else 0.0
+        weights = (self.adversarial_weight, self.pixel_weight, self.lpips_weight, self.grid_weight)
+        return (content, *weights)
 
     @property
     def total_steps(self) -> int:
@@ -112,16 +124,26 @@ class TrainConfig:
         return self.learning_rate * warmup * min(1.0, left)
 
 
-# the systems of the paper's tables 1 and 2, as fields that differ from the defaults
+# what the systems of the paper's tables 1 and 2 have in common, and what each adds: their losses
+# are the paper's, whatever the recipe
+_PAPER: dict[str, Any] = {
+    "network": "srgan",
+    "loss": "mse",
+    "luma_weight": 0.0,
+    "content_weight": 1.0,
+    "adversarial_weight": 1e-3,
+    **dict.fromkeys(("pixel_weight", "lpips_weight", "grid_weight", "r1_weight"), 0.0),
+    "discriminator": "paper",
+}
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "srcnn": {"network": "srcnn", "gan_steps": 0},
-    "srresnet-mse": {"network": "srgan", "gan_steps": 0},
-    "srgan-mse": {"network": "srgan", "content": "mse"},
-    "srgan-vgg22": {"network": "srgan", "content": "vgg22"},
-    "srgan-vgg54": {"network": "srgan", "content": "vgg54"},
+    "srcnn": {**_PAPER, "network": "srcnn", "gan_steps": 0},
+    "srresnet-mse": {**_PAPER, "gan_steps": 0},
+    "srgan-mse": {**_PAPER, "content": "mse"},
+    "srgan-vgg22": {**_PAPER, "content": "vgg22"},
+    "srgan-vgg54": {**_PAPER, "content": "vgg54"},
 }
 
-# the same training fitted to the hardware at hand; `--system` and single flags go over it
+# the same training fitted to the hardware at hand; a system's losses and single flags go over it
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
     "gpu-20min": {
@@ -180,3 +202,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "degradation": get_args(DegradationName),
     "recipe": tuple(RECIPES),
 }
+
+
+def combine(
+    recipe: str | None, system: str | None, given: dict[str, Any], *, resumed: dict[str, Any]
+) -> TrainConfig:
+    """Build a run's configuration: single values over a system over a recipe over what is resumed.
+
+    Raises:
+        ValueError: a value is not possible, or the system is a GAN and the recipe has no GAN stage.
+    """
+    sets = resumed | RECIPES.get(recipe or "", {}) | SYSTEMS.get(system or "", {}) | given
+    config = TrainConfig(**sets)
+    if system and SYSTEMS[system].get("gan_steps") != 0 and not config.gan_steps:
+        raise ValueError(f"{system} has a GAN stage and recipe {recipe} none: give --gan-steps N")
+    return config

@@ -37,10 +37,34 @@ def find_photos(folder: Path) -> list[Path]:
     return paths
 
 
+def find_sets(folder: Path) -> list[Path]:
+    """List the test sets of a folder, sorted: its folders of pictures, but for hidden ones.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, holds no set, or a set holds no picture.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder of test sets {folder} does not exist: give --eval FOLDER")
+    sets = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not sets:
+        raise FileNotFoundError(f"no test sets (folders of pictures) in {folder}")
+    for path in sets:
+        find_photos(path)
+    return sets
+
+
 def load_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read a photo as (H, W, 3) uint8 RGB; grey becomes three equal channels."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """Read a photo as (H, W, 3) uint8 RGB; grey becomes three equal channels.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except SyntaxError as error:  # Pillow's, of a damaged PNG
+        raise ValueError(str(error)) from error
 
 
 def crop_to_multiple(photo: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:

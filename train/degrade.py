@@ -7,6 +7,7 @@ frames among them, what blocks, ringing and smeared chroma look like, and what w
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from train.data import PatchSampler
 
 FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
+MOST_WORKERS = 8  # threads that make clips: a clip takes about 55 ms, and each batch wants one
 MOST_PAN = 6.0  # pixels a frame, at high resolution
 
 _RESIZE = Image.Resampling
@@ -228,7 +230,8 @@ class VideoSampler(PatchSampler):
     ) -> None:
         super().__init__(paths, crop=crop, scale=scale, seed=seed, candidates=candidates)
         self._seed = seed
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="degrade")
+        workers = min(MOST_WORKERS, max(2, os.cpu_count() or 1))
+        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="degrade")
         self._restart(0)
 
     def _restart(self, number: int) -> None:

@@ -50,8 +50,8 @@ def content_mse(sr: Tensor, hr: Tensor) -> Tensor:
 def content_features(features: FeatureNetwork, sr: Tensor, hr: Tensor) -> Tensor:
     """Squared distance of features scaled by 1/12.75 (equation 5).
 
-    The paper writes a sum over channels; the mean, as its authors' code and all others have it, is
-    what goes with the weight 1e-3 of the adversarial term.
+    The paper writes a sum over channels; the mean, as the known implementations have it, is what
+    goes with the weight 1e-3 of the adversarial term.
     """
     with torch.no_grad():
         wanted = features(hr)[-1]

@@ -19,7 +19,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
-from train.perceptual import DISTS, LPIPS
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""of two (1, 3, H, W) frames in [0, 1] on the CPU: LPIPS, DISTS"""
 
 # Y of BT.601 in studio range from R, G, B in 0..255 (ITU-R BT.601, MATLAB's rgb2ycbcr)
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
@@ -74,9 +76,9 @@ def evaluate(
     folder: Path,
     *,
     scale: int = 4,
-    lpips: LPIPS | None = None,
-    lpips_vgg: LPIPS | None = None,
-    dists: DISTS | None = None,
+    lpips: Distance | None = None,
+    lpips_vgg: Distance | None = None,
+    dists: Distance | None = None,
 ) -> Score:
     """Score an upscaler on a folder of high-resolution pictures.
 

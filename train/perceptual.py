@@ -189,7 +189,7 @@ class LPIPS(nn.Module):
 
 
 class DISTS(nn.Module):
-    """Structure and texture distance of Ding et al. 2020: 0 for equal pictures, 1 at most.
+    """Structure and texture distance of Ding et al. 2020: 0 for equal pictures.
 
     Of each channel of VGG16 it compares the means over the whole picture, its texture, and how the
     two correlate, its structure; what texture stands where counts less than for LPIPS.
@@ -380,7 +380,9 @@ def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "a
     architecture: Architecture = "alexnet" if network == "alex" else "vgg16"
     taps = LPIPS_TAPS[architecture]
     body = [f for f in files if f.kind == architecture and f.convolutions >= len(taps)]
-    heads = [f for f in files if f.kind == "heads"]
+    wanted = [f"{network}.lin{i}.model.1.weight" for i in range(len(taps))]
+    heads = [file.tensors() for file in files if file.kind == "heads"]
+    heads = [tensors for tensors in heads if tensors.keys() >= set(wanted)]
     if not body or not heads:
         missing = architecture if not body else "the linear heads"
         raise ValueError(
@@ -390,8 +392,7 @@ def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "a
     features = FeatureNetwork(
         architecture, body[0].tensors(), taps=taps, preprocessing=LPIPS_SCALING
     )
-    tensors = heads[0].tensors()
-    return LPIPS(features, [tensors[f"{network}.lin{i}.model.1.weight"] for i in range(len(taps))])
+    return LPIPS(features, [heads[0][name] for name in wanted])
 
 
 def load_dists(files: list[FeatureFile]) -> DISTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,17 +85,29 @@ class Report:
             row[f"{name} SSIM"] = f"{result.ssim_y:.4f}"
             if result.lpips is not None:
                 row[f"{name} LPIPS"] = f"{result.lpips:.4f}"
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        self._append(row)
         log.info("%s", ", ".join(f"{name} {value}" for name, value in row.items() if value != ""))
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and value != "":
                     self._board.add_scalar(name.replace(" ", "/"), float(str(value)), step)
+
+    def _append(self, row: dict[str, object]) -> None:
+        """Add a line to the log; where it has columns of its own, all lines get them."""
+        earlier: list[dict[str, str]] = []
+        columns = list(row)
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                earlier = list(reader)
+                columns = list(reader.fieldnames or [])
+            columns += [name for name in row if name not in columns]
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows([*earlier, row])
+        os.replace(partial, self.path)
 
     def pictures(self, step: int, lr: Tensor, sr: Tensor, hr: Tensor) -> None:
         """Show patches in TensorBoard, a row each: input (enlarged), output, original.

@@ -46,8 +46,8 @@ from engines.errors import VSRError
 from engines.networks import Network, build_network, fold
 from engines.weights import Model, load_model, save_weights
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig
-from train.data import PatchSampler, Prefetcher, find_photos
+from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig, combine
+from train.data import Batch, PatchSampler, Prefetcher, find_photos, find_sets
 from train.degrade import VideoSampler
 from train.discriminator import DISCRIMINATORS
 from train.losses import (
@@ -148,8 +148,18 @@ def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) 
 
 
 def placed(net: nn.Module, world: World, config: TrainConfig) -> nn.Module:
-    """Put a network on this process's device, with the memory layout that is fastest there."""
+    """Put a network on this process's device, with the memory layout that is fastest there.
+
+    Raises:
+        ValueError: it has batch norm, whose statistics several CPU processes cannot share.
+    """
     on_gpu = world.device.type == "cuda"
+    normalised = any(isinstance(part, nn.BatchNorm2d) for part in net.modules())
+    if world.size > 1 and normalised and not on_gpu:
+        raise ValueError(
+            "batch norm over several processes needs GPUs: on CPUs give --norm none (the "
+            "generator's) and --spectral-norm (the discriminator's)"
+        )
     if world.size > 1 and on_gpu:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     # bfloat16 on a CPU means its matrix unit, which wants the channels together as a GPU does
@@ -209,9 +219,37 @@ def generator_terms(
         adversary.discriminator.requires_grad_(False)
         adversarial = generator_adversarial(adversary.discriminator(sr))
         terms["adversarial"] = config.adversarial_weight * adversarial
-    if not terms:
-        raise ValueError("every term of the generator's loss has the weight 0")
     return terms
+
+
+def check_finite(
+    told: dict[str, float], net: nn.Module, batch: Batch, paths: RunPaths, world: World, step: int
+) -> None:
+    """Stop the run, in each of its processes, where one has a loss or gradient that is not finite.
+
+    Args:
+        told: the terms of the losses.
+        net: the generator, with the gradients that it would be moved by.
+        batch: low and high resolution; kept in `bad_batch.safetensors`.
+        paths: of the run.
+        world: its processes.
+        step: the number of this step.
+
+    Raises:
+        FloatingPointError: it is so.
+    """
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    values = told | {"gradient": float(torch.nn.utils.get_total_norm(gradients))}
+    is_bad = not all(math.isfinite(value) for value in values.values())
+    if not world.any(is_bad):
+        return
+    if not is_bad:
+        raise FloatingPointError(f"loss not finite at step {step} in another process")
+    bad = paths.out / f"bad_batch{world.rank or ''}.safetensors"
+    lr, hr = (patches.cpu().contiguous() for patches in batch)
+    save_file({"lr": lr, "hr": hr}, bad)
+    found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    raise FloatingPointError(f"loss not finite at step {step} ({found}): see {bad}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -275,22 +313,30 @@ def train(
 
     Raises:
         FileNotFoundError: no photos, no test sets, or no checkpoint to resume from.
+        FileExistsError: not to resume, but there is a checkpoint.
         ValueError: a feature network is missing, or the checkpoint is of another network.
         FloatingPointError: a loss is not finite; its batch is in `bad_batch.safetensors`.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand and a checkpoint.
     """
     pace = pace or Pace()
     evaluate_every = pace.evaluate or min(2000, max(1, config.total_steps // 10))
-    if paths.eval is not None and not paths.eval.is_dir():
-        raise FileNotFoundError(f"folder of test sets {paths.eval} does not exist")
+    sets = find_sets(paths.eval) if paths.eval is not None else []
+    if paths.checkpoint.exists() and not resume:
+        raise FileExistsError(
+            f"{paths.checkpoint} is of an earlier run: go on with it by --resume, or give another "
+            "--out"
+        )
     # --- set up ----------------------------------------------------------------------------------
     world = join_world()
+    if config.batch % world.size:
+        raise ValueError(f"a batch of {config.batch} does not divide among {world.size} processes")
     torch.manual_seed(config.seed)
     files = find_feature_files(paths.features)
     model = load_model(paths.start) if paths.start else None
     net = placed(make_generator(config, model), world, config)
     average = copy.deepcopy(net)
     adversary = make_adversary(config, files, world) if config.gan_steps else None
-    measure = find_lpips(files, world) if paths.eval else None
+    measure = find_lpips(files, world) if sets else None
     sampler = make_sampler(config, find_photos(paths.data), scale=cast(Network, net).config.scale)
     paths.out.mkdir(parents=True, exist_ok=True)
     commit = describe_commit()
@@ -301,6 +347,7 @@ def train(
     if resume:
         state = load_checkpoint(paths.checkpoint)
         step, seconds_before = state["step"], state["seconds"]
+        check_stage(paths.checkpoint, state, config)
         commands = [*state["commands"], command]
         began_from = state["start"]
         optimizers = make_optimizers(config, net, gan=step > config.steps)
@@ -321,12 +368,16 @@ def train(
         log.info("resuming at step %d", step)
     else:
         optimizers = make_optimizers(config, net, gan=False)
-    run_net = torch.compile(net) if config.compile else net
+    if config.compile:
+        net.compile()
+        if adversary is not None and not config.r1_weight:  # R1 derives twice, which cannot be
+            adversary.discriminator.compile()
 
     # --- the loop ------------------------------------------------------------------------------
     losses: list[float] = []
     means = Means()
     start, began = step, time.monotonic()
+    published, looking_seconds = step, 0.0
     report = Report(paths.out, tensorboard=tensorboard) if world.is_first else None
     batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size))
 
@@ -353,10 +404,12 @@ def train(
         )
 
     def publish() -> None:
-        if report is None:
+        nonlocal published, looking_seconds
+        if report is None or published == step:
             return
-        scores = score(cast(Network, average), paths.eval, measure)
-        busy = 1 - batches.waited_seconds / max(1e-9, time.monotonic() - began)
+        published, looked = step, time.monotonic()
+        busy = 1 - batches.waited_seconds / max(1e-9, looked - began - looking_seconds)
+        scores = score(cast(Network, average), sets, measure)
         report.evaluation(step, means.take(), scores, busy=busy)
         report.pictures(step, lr[:4], sr[:4], hr[:4])
         account = {
@@ -371,6 +424,7 @@ def train(
         }
         deployed = fold(cast(Network, average)).cpu()
         save_weights(paths.weights, deployed, network=config.network, training=account)
+        looking_seconds += time.monotonic() - looked
 
     stop = StopRequest()
     bar = tqdm(
@@ -393,7 +447,7 @@ def train(
                         group["lr"] = config.rate_at(step) * group.get("factor", 1.0)
                 lr, hr = (patches.to(world.device) for patches in batches.take())
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
-                    sr = run_net(lr)
+                    sr = net(lr)
                 sr = sr.float()
                 told = discriminator_step(config, gan, sr, hr, world) if gan else {}
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
@@ -405,11 +459,7 @@ def train(
                 world.average_gradients(net)
                 told |= {name: term.item() for name, term in terms.items()}
                 losses.append(loss.item())
-                if not all(math.isfinite(value) for value in (losses[-1], *told.values())):
-                    bad = paths.out / "bad_batch.safetensors"
-                    save_file({"lr": lr.cpu().contiguous(), "hr": hr.cpu().contiguous()}, bad)
-                    found = ", ".join(f"{name} {value:g}" for name, value in told.items())
-                    raise FloatingPointError(f"loss not finite at step {step} ({found}): see {bad}")
+                check_finite(told, net, (lr, hr), paths, world, step)
                 for optimizer in optimizers:
                     optimizer.step()
                 step += 1
@@ -426,6 +476,8 @@ def train(
             if step > start:  # never after an exception: a step may be half done
                 save()
                 publish()
+            if step < config.total_steps:
+                raise KeyboardInterrupt
         finally:
             batches.close()
             if report is not None:
@@ -467,8 +519,24 @@ def make_sampler(config: TrainConfig, photos: list[Path], *, scale: int) -> Patc
 
 def find_lpips(files: list[FeatureFile], world: World) -> LPIPS | None:
     """Load LPIPS for the evaluations if its files are there."""
-    kinds = {file.kind for file in files}
-    return load_lpips(files).to(world.device) if {"alexnet", "heads"} <= kinds else None
+    try:
+        return load_lpips(files).to(world.device)
+    except ValueError:
+        return None
+
+
+def check_stage(path: Path, state: dict[str, Any], config: TrainConfig) -> None:
+    """Refuse a change of `steps` that comes too late: the stage that it would end is over.
+
+    Raises:
+        ValueError: it is so.
+    """
+    before = state["config"]["steps"]
+    if config.steps != before and state["step"] > min(config.steps, before):
+        raise ValueError(
+            f"{path} is at step {state['step']} of a run with --steps {before}: too late for "
+            f"--steps {config.steps}"
+        )
 
 
 def describe_mismatch(path: Path, found: dict[str, Any], config: TrainConfig) -> str:
@@ -504,18 +572,20 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def score(net: Network, folder: Path | None, lpips: LPIPS | None = None) -> dict[str, Score]:
-    """Score a network on each test set (a folder of pictures) of a folder, by its name."""
-    if folder is None:
-        return {}
-    deployed = fold(net)
-    device = next(deployed.parameters()).device
-    sets = sorted(path for path in folder.iterdir() if path.is_dir())
+def score(net: Network, sets: list[Path], lpips: LPIPS | None = None) -> dict[str, Score]:
+    """Score a network on test sets (folders of pictures), where it lies; by the set's name."""
+    device = next(net.parameters()).device
+    deployed = fold(net).to(device)
+
+    def upscale(lr: Tensor) -> Tensor:
+        return cast(Tensor, deployed(lr.to(device)))
+
+    def distance(sr: Tensor, hr: Tensor) -> Tensor:
+        return cast(Tensor, cast(LPIPS, lpips)(sr.to(device), hr.to(device)))
+
+    measure = None if lpips is None else distance
     return {
-        path.name: evaluate(
-            lambda lr: deployed(lr.to(device)), path, scale=net.config.scale, lpips=lpips
-        )
-        for path in sets
+        path.name: evaluate(upscale, path, scale=net.config.scale, lpips=measure) for path in sets
     }
 
 
@@ -563,17 +633,19 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="default 500")
     files.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard")
-    sets = p.add_argument_group("sets of options; single ones go over them")
+    sets = p.add_argument_group("sets of options; single ones go over them, a system over a recipe")
     sets.add_argument("--recipe", choices=RECIPES, help="by hardware; default paper")
-    sets.add_argument("--system", choices=SYSTEMS, help="of the paper's tables 1 and 2")
+    sets.add_argument(
+        "--system", choices=SYSTEMS, help="of the paper's tables 1 and 2: network and losses"
+    )
     run = p.add_argument_group("run (with --resume, the checkpoint's value unless given)")
     default = TrainConfig()
     for field in fields(TrainConfig):
         value = getattr(default, field.name)
         flag = "--" + field.name.replace("_", "-")
-        shown = "default: the network's own" if value is None else f"default {value}"
         if field.name == "recipe":
             continue
+        shown = field.metadata["help"] + ("" if value is None else f" (default: {value})")
         if isinstance(value, bool):
             run.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
             continue
@@ -604,11 +676,9 @@ def main(argv: list[str] | None = None) -> int:
         features=tuple(arguments["features"]),
     )
     try:
-        sets = RECIPES.get(recipe, {}) | SYSTEMS.get(system, {})
-        if arguments["resume"]:
-            sets = load_checkpoint(paths.checkpoint)["config"] | sets
+        resumed = load_checkpoint(paths.checkpoint)["config"] if arguments["resume"] else {}
         train(
-            TrainConfig(**(sets | given)),
+            combine(recipe, system, given, resumed=resumed),
             paths,
             resume=arguments["resume"],
             pace=Pace(arguments["eval_every"], arguments["save_every"]),
@@ -618,6 +688,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, FloatingPointError, VSRError) as error:
         log.error("train.srgan: error: %s", error)
         return 1
+    except KeyboardInterrupt:
+        log.error("train.srgan: interrupted; --resume goes on")
+        return 130
     return 0
 
 

@@ -281,9 +281,9 @@ def _add_model(p: argparse.ArgumentParser) -> None:
         "--texture",
         type=_share,
         metavar="T",
-        help="0: fidelity, nothing is added that the input does not hold: the choice for "
-        "evidence, medicine and measuring; 1: all the texture that the model has learned to "
-        "invent; between: a mix (default: the model's own, see `vsr models`)",
+        help="0: fidelity, the model's best estimate, smooth where it is not sure, no texture made "
+        "up: the choice for evidence, medicine and measuring; 1: all the texture that the model "
+        "has learned to invent; between: a mix (default: the model's own, see `vsr models`)",
     )
 
 
