@@ -23,7 +23,7 @@ so that frames come out in bunches: their frames/s, from the whole time with its
 than their median. CPU seconds are those of all threads. Share: of the sum of the stages' times.
 
 Roofline: the network's multiplications against the fastest large matrix product in float32 that
-NumPy and PyTorch reach here in as many threads. Peak memory: of the process after `vsr upscale`.
+NumPy and PyTorch reach here in as many threads, the best of `--rounds` looks. Peak memory: of the process after `vsr upscale`.
 Loading is the weights and the engine with its first frame, where it compiles.
 
 Where PyTorch finds an NVIDIA GPU, a second part follows: the engine alone (PyTorch eager and
@@ -90,6 +90,7 @@ from vsr.video import Reader  # noqa: E402
 T = TypeVar("T")
 
 STAGES = ("decode", "convert", "engine", "convert back", "encode")
+MATRIX_PAUSE = 8.0  # seconds between looks at the matrix rate: a host's other guests come and go
 LARGE_FRAMES = 4  # enlarged RGB frames kept for the stage after the engine: 25 MB each at 1080p
 
 
@@ -221,7 +222,7 @@ def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:
     for name, value in card.items():
         print(f"{name:<13} {value}")
     height, width = protocol.size
-    rate = matrix_rate(protocol.matrix_side)
+    rate = matrix_rate(protocol.matrix_side, rounds=protocol.rounds)
     print(f"{'matrices':<13} {rate / 1e9:.1f} G multiplications/s in float32, measured")
     document = {
         "benchmark": "fps",
@@ -286,13 +287,19 @@ def instructions() -> str:
     return ", ".join(found) + ("" if len(found) > 1 or not known else ", no VNNI")
 
 
-def matrix_rate(side: int) -> float:
-    """Return the most multiplications a second that a product of large float32 matrices reaches."""
+def matrix_rate(side: int, *, rounds: int = 1) -> float:
+    """Return the most multiplications a second that a product of large float32 matrices reaches.
+
+    Args:
+        side: of the matrices.
+        rounds: bursts of products, MATRIX_PAUSE seconds apart.
+    """
     a = np.random.default_rng(0).random((side, side), np.float32)
     left = torch.from_numpy(a)
     seconds = []
-    for _ in range(5):
-        for product in (lambda: a @ a, lambda: left @ left):
+    for burst in range(rounds):
+        time.sleep(MATRIX_PAUSE if burst else 0)
+        for product in (lambda: a @ a, lambda: left @ left) * 5:
             began = time.perf_counter()
             product()
             seconds.append(time.perf_counter() - began)

@@ -85,6 +85,15 @@ def test_the_matrix_rate_counts_multiplications_of_the_quicker_library(fps, monk
     assert fps.matrix_rate(10) == 1000
 
 
+def test_the_matrix_rate_is_the_best_of_the_looks_at_it(fps, monkeypatch):
+    seconds = iter([*range(0, 60, 3), *range(100, 120)])  # a slow burst, then one at a second each
+    pauses = []
+    monkeypatch.setattr(fps.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(fps.time, "sleep", pauses.append)
+    assert fps.matrix_rate(10, rounds=2) == 1000
+    assert pauses == [0, fps.MATRIX_PAUSE]
+
+
 def test_a_back_end_that_is_not_there_is_a_line_and_no_row(fps, monkeypatch, capsys, tmp_path):
     class Refusing:
         def __init__(self, *_, **__):
