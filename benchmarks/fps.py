@@ -23,8 +23,9 @@ so that frames come out in bunches: their frames/s, from the whole time with its
 than their median. CPU seconds are those of all threads. Share: of the sum of the stages' times.
 
 Roofline: the network's multiplications against the fastest large matrix product in float32 that
-NumPy and PyTorch reach here in as many threads, the best of `--rounds` looks. Peak memory: of the process after `vsr upscale`.
-Loading is the weights and the engine with its first frame, where it compiles.
+NumPy and PyTorch reach here in as many threads, the best of `--rounds` looks. Peak memory: of the
+process after `vsr upscale`. Loading is the weights and the engine with its first frame, where it
+compiles.
 
 Where PyTorch finds an NVIDIA GPU, a second part follows: the engine alone (PyTorch eager and
 compiled, ONNX Runtime, TensorRT, all in float16; batches, contexts, CUDA graph, rewrites), a null
