@@ -25,6 +25,7 @@ from train.data import PatchSampler, find_photos
 from train.discriminator import DISCRIMINATORS
 from train.parallel import World
 from train.perceptual import IMAGENET, LPIPS, LPIPS_SCALING, ContentFeatures, FeatureNetwork
+from train.report import Report
 from train.srgan import (
     Adversary,
     Pace,
@@ -146,15 +147,21 @@ def test_each_system_has_the_papers_losses_whatever_the_recipe(recipe, name, net
 
 
 def test_a_system_that_is_a_gan_is_refused_without_a_gan_stage():
-    with pytest.raises(ValueError, match="srgan-mse has a GAN stage and recipe cpu none"):
+    with pytest.raises(ValueError, match="srgan-mse has a GAN stage and this run none"):
         combine("cpu", "srgan-mse", {}, resumed={})
+    assert combine("cpu", "srgan-mse", {"gan_steps": 0}, resumed={}).gan_steps == 0
 
 
-def test_a_single_value_goes_over_a_system_over_a_recipe_over_what_is_resumed():
-    resumed = asdict(TrainConfig(seed=7, batch=3, crop=32))
-    config = combine("cpu", "srresnet-mse", {"loss": "l1"}, resumed=resumed)
-    assert (config.seed, config.batch, config.crop) == (7, 8, 128)
-    assert (config.network, config.loss) == ("srgan", "l1")
+def test_a_single_value_goes_over_a_system_over_a_recipe():
+    config = combine("cpu", "srresnet-mse", {"luma_weight": 0.5}, resumed={})
+    assert (config.batch, config.crop) == (8, 128)
+    assert (config.network, config.loss, config.luma_weight) == ("srgan", "mse", 0.5)
+
+
+def test_a_resumed_run_keeps_its_own_values_whatever_set_it_is_named_by():
+    resumed = asdict(TrainConfig(lpips_weight=0.3, loss="l1"))
+    config = combine("cpu", "srgan-vgg54", {"seed": 7}, resumed=resumed)
+    assert asdict(config) == resumed | {"seed": 7}
 
 
 @pytest.mark.parametrize(
@@ -627,6 +634,17 @@ def test_a_log_takes_columns_that_come_later(tmp_path, photos):
     assert (last["step"], last["Own SSIM"] != "") == ("2", True)
 
 
+def test_a_log_with_a_line_longer_than_its_columns_can_be_gone_on_with(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,0.4,30.1,0.8\n")
+    Report(tmp_path, tensorboard=False).evaluation(3, {"loss": 0.3}, {}, busy=1.0)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [(row["step"], row["loss"][:3]) for row in csv.DictReader(file)] == [
+            ("1", "0.5"),
+            ("2", "0.4"),
+            ("3", "0.3"),
+        ]
+
+
 def test_a_run_stopped_where_it_is_evaluated_is_evaluated_once(tmp_path, photos):
     paths = RunPaths(data=photos, out=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
@@ -736,7 +754,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         (["--data", "absent"], "photo folder absent does not exist"),
         (["--eval", "absent"], "folder of test sets absent does not exist"),
         (["--eval", str(REPOSITORY / "engines")], "no photos below"),
-        (["--system", "srgan-mse"], "srgan-mse has a GAN stage and recipe cpu none"),
+        (["--system", "srgan-mse"], "srgan-mse has a GAN stage and this run none"),
         (["--eval-every", "0"], "eval_every must be at least 1, got 0"),
         (["--save-every", "0"], "save_every must be at least 1, got 0"),
         (["--resume"], "No such file or directory"),

@@ -207,13 +207,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def combine(
     recipe: str | None, system: str | None, given: dict[str, Any], *, resumed: dict[str, Any]
 ) -> TrainConfig:
-    """Build a run's configuration: single values over a system over a recipe over what is resumed.
+    """Build a run's configuration: single values over what is resumed, or a system over a recipe.
 
     Raises:
         ValueError: a value is not possible, or the system is a GAN and the recipe has no GAN stage.
     """
-    sets = resumed | RECIPES.get(recipe or "", {}) | SYSTEMS.get(system or "", {}) | given
-    config = TrainConfig(**sets)
-    if system and SYSTEMS[system].get("gan_steps") != 0 and not config.gan_steps:
-        raise ValueError(f"{system} has a GAN stage and recipe {recipe} none: give --gan-steps N")
-    return config
+    sets = resumed or RECIPES.get(recipe or "", {}) | SYSTEMS.get(system or "", {})
+    is_gan = system is not None and SYSTEMS[system].get("gan_steps") != 0
+    if is_gan and sets.get("gan_steps") == 0 and "gan_steps" not in given:
+        raise ValueError(f"{system} has a GAN stage and this run none: give --gan-steps N")
+    return TrainConfig(**(sets | given))

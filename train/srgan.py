@@ -229,7 +229,7 @@ def check_finite(
 
     Args:
         told: the terms of the losses.
-        net: the generator, with the gradients that it would be moved by.
+        net: the generator, with the gradients of this process's part of the batch.
         batch: low and high resolution; kept in `bad_batch.safetensors`.
         paths: of the run.
         world: its processes.
@@ -456,10 +456,10 @@ def train(
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                world.average_gradients(net)
                 told |= {name: term.item() for name, term in terms.items()}
                 losses.append(loss.item())
                 check_finite(told, net, (lr, hr), paths, world, step)
+                world.average_gradients(net)
                 for optimizer in optimizers:
                     optimizer.step()
                 step += 1
@@ -633,7 +633,9 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="default 500")
     files.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard")
-    sets = p.add_argument_group("sets of options; single ones go over them, a system over a recipe")
+    sets = p.add_argument_group(
+        "sets of options of a new run; single ones go over them, a system over a recipe"
+    )
     sets.add_argument("--recipe", choices=RECIPES, help="by hardware; default paper")
     sets.add_argument(
         "--system", choices=SYSTEMS, help="of the paper's tables 1 and 2: network and losses"
@@ -689,7 +691,8 @@ def main(argv: list[str] | None = None) -> int:
         log.error("train.srgan: error: %s", error)
         return 1
     except KeyboardInterrupt:
-        log.error("train.srgan: interrupted; --resume goes on")
+        hint = "; --resume goes on" if paths.checkpoint.exists() else ""
+        log.error("train.srgan: interrupted%s", hint)
         return 130
     return 0
 
