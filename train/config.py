@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from engines.networks import NETWORKS
@@ -124,17 +124,13 @@ class TrainConfig:
         return self.learning_rate * warmup * min(1.0, left)
 
 
-# what the systems of the paper's tables 1 and 2 have in common, and what each adds: their losses
-# are the paper's, whatever the recipe
-_PAPER: dict[str, Any] = {
-    "network": "srgan",
-    "loss": "mse",
-    "luma_weight": 0.0,
-    "content_weight": 1.0,
-    "adversarial_weight": 1e-3,
-    **dict.fromkeys(("pixel_weight", "lpips_weight", "grid_weight", "r1_weight"), 0.0),
-    "discriminator": "paper",
-}
+# the systems of the paper's tables 1 and 2: whatever the recipe, their losses are the paper's, so
+# the defaults above, but for what tells them apart
+_LOSSES = (
+    *("network", "loss", "luma_weight", "content_weight", "adversarial_weight", "pixel_weight"),
+    *("lpips_weight", "grid_weight", "r1_weight", "discriminator"),
+)
+_PAPER = {f.name: f.default for f in fields(TrainConfig) if f.name in _LOSSES}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "srcnn": {**_PAPER, "network": "srcnn", "gan_steps": 0},
     "srresnet-mse": {**_PAPER, "gan_steps": 0},

@@ -28,7 +28,7 @@ from train.data import PatchSampler
 
 FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
-MOST_WORKERS = 8  # threads that make clips: a clip takes about 55 ms, and each batch wants one
+MOST_WORKERS = 8  # threads that make clips; each batch wants a new one
 MOST_PAN = 6.0  # pixels a frame, at high resolution
 
 _RESIZE = Image.Resampling

@@ -100,13 +100,11 @@ class Report:
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 earlier = list(reader)
-                for line in earlier:
-                    line.pop(None, None)  # type: ignore[call-overload]  # what no column names
                 columns = list(reader.fieldnames or [])
             columns += [name for name in row if name not in columns]
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")  # what no column names
             writer.writeheader()
             writer.writerows([*earlier, row])
         os.replace(partial, self.path)
