@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.networks import Generator, LiteGenerator, Network, UpsampleStage
@@ -146,24 +147,67 @@ def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:
     Args:
         conv: odd square kernel, stride 1, "same" zero padding, with a bias.
     """
-    reach = conv.kernel_size[0] // 2
-    # an output pixel at 2i + position reads 2i + position + offset == 2(i + step) + sub-position
-    moved_reach = (reach + 1) // 2
-    out_channels, in_channels = conv.weight.shape[:2]
-    size = 2 * moved_reach + 1
-    weight = conv.weight.new_zeros(out_channels, 2, 2, in_channels, 2, 2, size, size)
-    taps = [(p, *divmod(p + d, 2), d + reach) for p in (0, 1) for d in range(-reach, reach + 1)]
-    for row, step_y, sub_y, tap_y in taps:
-        for column, step_x, sub_x, tap_x in taps:
-            at = (slice(None), row, column, slice(None), sub_y, sub_x)
-            weight[(*at, step_y + moved_reach, step_x + moved_reach)] = conv.weight[
-                :, :, tap_y, tap_x
-            ]
-    moved = nn.Conv2d(in_channels * 4, out_channels * 4, size, padding=moved_reach)
-    moved.weight = nn.Parameter(weight.flatten(3, 5).flatten(0, 2), requires_grad=False)
-    bias = cast(Tensor, conv.bias).repeat_interleave(4)
+    weight = moved_kernel(conv.weight.detach())
+    out_channels, in_channels, size, _ = weight.shape
+    moved = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
+    moved.weight = nn.Parameter(weight, requires_grad=False)
+    bias = cast(Tensor, conv.bias).detach().repeat_interleave(4)
     moved.bias = nn.Parameter(bias, requires_grad=False)
     return moved
+
+
+def moved_kernel(kernel: Tensor) -> Tensor:
+    """Return the kernel of `moved_below_shuffle`; gradients go back to the one given.
+
+    Args:
+        kernel: (out, in, k, k), k odd.
+
+    Returns:
+        (out*4, in*4, m, m) with m = 2 * ((k // 2 + 1) // 2) + 1, each number of the kernel four
+        times.
+    """
+    size = kernel.shape[-1]
+    reach = size // 2
+    # an output pixel at 2i + position reads 2i + position + offset == 2(i + step) + sub-position
+    moved_reach = (reach + 1) // 2
+    taps = torch.full((2, 2, 2 * moved_reach + 1), size, device=kernel.device)
+    for position in (0, 1):
+        for offset in range(-reach, reach + 1):
+            step, sub = divmod(position + offset, 2)
+            taps[position, sub, step + moved_reach] = offset + reach
+    padded = F.pad(kernel, (0, 1, 0, 1))  # where no tap goes, index `size` finds a zero
+    spread = padded[:, :, taps][..., taps]  # (out, in, row, sub-row, m, column, sub-column, m)
+    out_channels, in_channels = kernel.shape[:2]
+    spread = spread.permute(0, 2, 5, 1, 3, 6, 4, 7)
+    return spread.reshape(out_channels * 4, in_channels * 4, *taps.shape[2:] * 2)
+
+
+class LowTail(nn.Module):
+    """The generator of the paper to be trained: tail and last PReLU come before the last shuffle.
+
+    The parameters stay the generator's, and gradients reach them: the same function as its own
+    call. The kernel of 9x9 that makes 3 channels at full size is what it spares.
+
+    Args:
+        net: in training or deploy form, with at least one pixel shuffle.
+    """
+
+    def __init__(self, net: Generator) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Upscale frames (see `engines.networks`)."""
+        net = self.net
+        x = net.features(frames)  # (N, C, H, W)
+        *stages, last = (cast(UpsampleStage, stage) for stage in net.upsample)
+        for stage in stages:
+            x = stage(x)
+        x = F.prelu(last.conv(x), last.act.weight.repeat_interleave(4))  # (N, 4*C, H*s/2, W*s/2)
+        kernel = moved_kernel(net.tail.weight)
+        bias = cast(Tensor, net.tail.bias).repeat_interleave(4)
+        x = last.shuffle(F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2))
+        return net.ranged(x)  # (N, 3, H*s, W*s)
 
 
 def _early_slopes(stage: UpsampleStage) -> nn.Sequential:

@@ -167,10 +167,16 @@ class Generator(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Upscale frames (see the module's docstring)."""
-        x = self.head(frames)  # (N, C, H, W)
-        x = x + self.body_norm(self.body_conv(self.body(x)))
-        x = self.tail(self.upsample(x))  # (N, 3, H*scale, W*scale)
-        return cast(Tensor, x if self.deployed else (x + 1) / 2)
+        return self.ranged(self.tail(self.upsample(self.features(frames))))  # (N, 3, sH, sW)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Return what the upsampling stages start from, (N, C, H, W)."""
+        x = self.head(frames)
+        return cast(Tensor, x + self.body_norm(self.body_conv(self.body(x))))
+
+    def ranged(self, large: Tensor) -> Tensor:
+        """Map what the tail makes, in [-1, 1] where the form is for training, to [0, 1]."""
+        return large if self.deployed else (large + 1) / 2
 
 
 # --------------------------------------------------------------------------------------------------

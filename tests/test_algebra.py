@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.algebra import NONE, Rewrites, moved_below_shuffle, rewrite
+from engines.algebra import NONE, LowTail, Rewrites, moved_below_shuffle, rewrite
 from engines.networks import GeneratorConfig, LiteConfig, build_network, fold
 
 # float32 sums in another order
@@ -118,3 +118,22 @@ def test_the_lite_generator_has_no_tail_to_move():
     assert net.config == LiteConfig(channels=4, blocks=1)
     same = rewrite(net, Rewrites(tail_below=2, clamp=False))
     assert same.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("deployed", [False, True])
+def test_the_form_that_is_trained_gives_the_networks_own_result_and_gradients(scale, deployed):
+    config = {"channels": 3, "blocks": 1, "scale": scale}
+    net = build_network("srgan", config, deployed=deployed).double()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    frames = torch.rand(2, 3, 6, 7, dtype=torch.float64)
+    results, gradients = [], []
+    for form in (net, LowTail(net)):
+        net.zero_grad()
+        results.append(form(frames))
+        (results[-1] ** 2).sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    torch.testing.assert_close(results[1], results[0], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-9, rtol=1e-9)
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])

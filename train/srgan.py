@@ -42,8 +42,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engines.algebra import LowTail
 from engines.errors import VSRError
-from engines.networks import Network, build_network, fold
+from engines.networks import Generator, Network, build_network, fold
 from engines.weights import Model, load_model, save_weights
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig, combine
@@ -368,8 +369,9 @@ def train(
         log.info("resuming at step %d", step)
     else:
         optimizers = make_optimizers(config, net, gan=False)
+    upscale = LowTail(net) if isinstance(net, Generator) else net
     if config.compile:
-        net.compile()
+        upscale.compile()
         if adversary is not None and not config.r1_weight:  # R1 derives twice, which cannot be
             adversary.discriminator.compile()
 
@@ -447,7 +449,7 @@ def train(
                         group["lr"] = config.rate_at(step) * group.get("factor", 1.0)
                 lr, hr = (patches.to(world.device) for patches in batches.take())
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
-                    sr = net(lr)
+                    sr = upscale(lr)
                 sr = sr.float()
                 told = discriminator_step(config, gan, sr, hr, world) if gan else {}
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
