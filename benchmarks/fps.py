@@ -282,7 +282,7 @@ def instructions() -> str:
     known = flags.read_text() if flags.exists() else ""
     found += [
         name.upper()
-        for name in ("avx_vnni", "avx512_vnni", "amx_int8", "amx_bf16")
+        for name in ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
         if name in known
     ]
     return ", ".join(found) + ("" if len(found) > 1 or not known else ", no VNNI")

@@ -31,8 +31,8 @@ from engines.networks import Network
 from engines.signal_stack import own_signal_stack
 from engines.weights import Model
 
-BF16_FLAG = "amx_bf16"
-"""of the CPU; without it bf16 is no faster than float32"""
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""of the CPU; without either bf16 is no faster than float32"""
 
 _KEPT_SHAPES = 2  # whole frames and their tiles
 _MOST_LANES = 4  # each takes memory for a frame
@@ -52,8 +52,8 @@ class OpenVINOEngine(Engine):
     Args:
         model: the weights.
         precision: "fp32"; "int8", where the model has an int8 form (see `engines.int8`); "bf16",
-            where the CPU has matrix instructions for it; or "auto": int8 where the form has passed
-            its gate and the CPU has the instructions, else fp32.
+            where the CPU has instructions for it; or "auto": int8 where the form has passed its
+            gate and the CPU has the instructions, else bf16 where it has those, else fp32.
         threads: threads of the inference; None leaves the choice to OpenVINO.
 
     Raises:
@@ -106,11 +106,9 @@ class OpenVINOEngine(Engine):
     def _offered(self, form: Int8Form | None) -> tuple[Precision, ...]:
         """Return the precisions there are, the one that is best here first."""
         flags = cpu_flags()
-        offered: list[Precision] = ["fp32"]
+        offered: list[Precision] = ["bf16", "fp32"] if flags & BF16_FLAGS else ["fp32"]
         if form is not None and flags & INT8_FLAGS:  # without them sums saturate at 16 bits
-            offered.insert(0 if form.passed else 1, "int8")
-        if BF16_FLAG in flags:
-            offered.append("bf16")
+            offered.insert(0 if form.passed else len(offered), "int8")
         return tuple(offered)
 
     def _thread_count(self) -> int:

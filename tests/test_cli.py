@@ -45,7 +45,9 @@ def test_upscale_writes_beside_the_input_and_says_so(tmp_path, tiny_weights, cap
     source = write_clip(tmp_path / "in.mp4")
     assert main(["upscale", str(source), "--weights", str(tiny_weights)]) == 0
     out, err = capsys.readouterr()
-    assert re.search(r"in_x2.mp4: 10 frames, 50x38 to 100x76, .* fps\), tiny on \w+ fp32$", out)
+    assert re.search(
+        r"in_x2.mp4: 10 frames, 50x38 to 100x76, .* fps\), tiny on \w+ (fp32|bf16)$", out
+    )
     assert err == ""  # no bar where stderr is no terminal
     assert names_in(tmp_path) == ["in.mp4", "in_x2.mp4"]
 

@@ -12,7 +12,9 @@ from devices import CapturedNet, Graph, simulate_cuda
 from engines import BACKENDS, create_engine, load_model, pytorch
 from engines.base import choose_precision
 from engines.errors import BackendUnavailable, UnsupportedShape
+from engines.int8 import cpu_flags
 from engines.networks import build_network, fold
+from engines.ov import BF16_FLAGS
 from engines.pytorch import PyTorchEngine
 from engines.weights import Model
 
@@ -22,10 +24,10 @@ SMALL = {
     "srcnn": {"channels": 8},
 }
 
-# float32: sums in another order, ten layers deep; float16: 11 bits, rounded at each layer
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
+# fp32: sums in another order, ten layers deep; fp16, bf16: 11 and 8 bits, rounded at each layer
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 1e-2}
 # back end, precision, whether on a GPU
-HERE = [("openvino", "auto", False), ("pytorch", "fp32", False)]
+HERE = [("openvino", "fp32", False), ("openvino", "bf16", False), ("pytorch", "fp32", False)]
 ON_GPU = [("pytorch", "fp32", True), ("pytorch", "fp16", True), ("tensorrt", "fp16", True)]
 
 
@@ -53,6 +55,8 @@ def engine(request, model):
     backend, precision, gpu = request.param
     if backend == "tensorrt" and model.network == "srcnn":
         pytest.skip("TensorRT has no antialiased bicubic enlargement")
+    if (backend, precision) == ("openvino", "bf16") and not cpu_flags() & BF16_FLAGS:
+        pytest.skip("the CPU has no instructions for bf16")
     with pytest.MonkeyPatch.context() as patch:
         if not gpu:
             patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -79,7 +83,9 @@ def test_any_size_comes_back_scaled_and_equal_to_the_network(engine, model, size
     assert result.device.type == engine.device.type
     assert result.is_contiguous()
     expected = model.net(frames.cpu().float()).clamp(0, 1)
-    torch.testing.assert_close(result.cpu().float(), expected, atol=TOLERANCE[engine.dtype], rtol=0)
+    torch.testing.assert_close(
+        result.cpu().float(), expected, atol=TOLERANCE[engine.precision], rtol=0
+    )
 
 
 def test_output_stays_in_range(engine):
@@ -103,14 +109,14 @@ def test_results_are_the_callers_to_keep(engine):
 def test_frames_of_a_batch_do_not_influence_one_another(engine):
     frames = frames_of(engine, 3, 3, 10, 11)
     alone = torch.cat([engine(frame[None]) for frame in frames])
-    torch.testing.assert_close(engine(frames), alone, atol=TOLERANCE[engine.dtype], rtol=0)
+    torch.testing.assert_close(engine(frames), alone, atol=TOLERANCE[engine.precision], rtol=0)
 
 
 def test_any_memory_layout_is_taken(engine):
     frames = frames_of(engine, 1, 3, 20, 24)
     strided = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     part = frames_of(engine, 1, 3, 40, 48)[:, :, ::2, ::2]
-    close = {"atol": TOLERANCE[engine.dtype], "rtol": 0}
+    close = {"atol": TOLERANCE[engine.precision], "rtol": 0}
     torch.testing.assert_close(engine(strided), engine(frames), **close)
     torch.testing.assert_close(engine(part), engine(part.contiguous()), **close)
 
@@ -202,7 +208,9 @@ def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
         assert Graph.replays == count
     for result, expected in results:  # compared at the end: they are the caller's to keep
         assert result.is_contiguous()
-        torch.testing.assert_close(result.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(
+            result.float(), expected, atol=TOLERANCE[engine.precision], rtol=0
+        )
     stream = engine._graphed[1]._stream
     assert stream.waited_for == [engine.caller] * 2  # to be captured, and to run
     assert engine.caller.waited_for[-1] is stream

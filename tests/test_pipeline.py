@@ -23,7 +23,7 @@ from engines import create_engine, load_model
 from engines.base import Engine
 from engines.errors import MediaError, UnsupportedShape, WeightsError
 from engines.int8 import cpu_flags
-from engines.ov import OpenVINOEngine
+from engines.ov import BF16_FLAGS, OpenVINOEngine
 from vsr import stages
 from vsr.choices import needs_float32
 from vsr.config import UpscaleConfig
@@ -414,6 +414,6 @@ def test_deep_samples_are_computed_in_float32_unless_told(tmp_path, tiny_weights
     with Reader(source) as reader:
         assert needs_float32(reader.info) != torch.cuda.is_available()
         assert not needs_float32(replace(reader.info, layout=PlaneLayout(kind="yuv")))
-    if "amx_bf16" in cpu_flags() and not torch.cuda.is_available():
+    if cpu_flags() & BF16_FLAGS and not torch.cuda.is_available():
         made = vsr.upscale(source, model=tiny_weights, backend="openvino", precision="bf16")
         assert made.precision == "bf16"

@@ -58,7 +58,7 @@ def share_threads(engine: Engine, threads: int | None) -> None:
 
 
 def needs_float32(info: ClipInfo) -> bool:
-    """Tell whether a CPU must compute in float32: int8 would cut deep samples to eight bits."""
+    """Tell whether a CPU must compute in float32: int8 and bf16 cut deep samples to eight bits."""
     return info.layout.depth > 8 and not torch.cuda.is_available()
 
 
