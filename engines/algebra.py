@@ -147,7 +147,8 @@ def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:
     Args:
         conv: odd square kernel, stride 1, "same" zero padding, with a bias.
     """
-    weight = moved_kernel(conv.weight.detach())
+    kernel = conv.weight.detach()
+    weight = moved_kernel(kernel, moved_taps(kernel.shape[-1]).to(kernel.device))
     out_channels, in_channels, size, _ = weight.shape
     moved = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
     moved.weight = nn.Parameter(weight, requires_grad=False)
@@ -156,26 +157,38 @@ def moved_below_shuffle(conv: nn.Conv2d) -> nn.Conv2d:
     return moved
 
 
-def moved_kernel(kernel: Tensor) -> Tensor:
-    """Return the kernel of `moved_below_shuffle`; gradients go back to the one given.
+def moved_taps(size: int) -> Tensor:
+    """Say which tap of a kernel goes where when it is moved below a shuffle by 2, along one axis.
 
     Args:
-        kernel: (out, in, k, k), k odd.
+        size: of the kernel, odd.
 
     Returns:
-        (out*4, in*4, m, m) with m = 2 * ((k // 2 + 1) // 2) + 1, each number of the kernel four
-        times.
+        (2, 2, m) int64 with m = 2 * ((size // 2 + 1) // 2) + 1: by the position of the output
+        within a pixel, that of the input, and the moved tap. `size` where none goes.
     """
-    size = kernel.shape[-1]
     reach = size // 2
     # an output pixel at 2i + position reads 2i + position + offset == 2(i + step) + sub-position
     moved_reach = (reach + 1) // 2
-    taps = torch.full((2, 2, 2 * moved_reach + 1), size, device=kernel.device)
+    taps = torch.full((2, 2, 2 * moved_reach + 1), size)
     for position in (0, 1):
         for offset in range(-reach, reach + 1):
             step, sub = divmod(position + offset, 2)
             taps[position, sub, step + moved_reach] = offset + reach
-    padded = F.pad(kernel, (0, 1, 0, 1))  # where no tap goes, index `size` finds a zero
+    return taps
+
+
+def moved_kernel(kernel: Tensor, taps: Tensor) -> Tensor:
+    """Return the kernel of `moved_below_shuffle`; gradients go back to the one given.
+
+    Args:
+        kernel: (out, in, k, k).
+        taps: (2, 2, m), see `moved_taps`, on the same device.
+
+    Returns:
+        (out*4, in*4, m, m), each number of the kernel four times.
+    """
+    padded = F.pad(kernel, (0, 1, 0, 1))  # where no tap goes, the index finds a zero
     spread = padded[:, :, taps][..., taps]  # (out, in, row, sub-row, m, column, sub-column, m)
     out_channels, in_channels = kernel.shape[:2]
     spread = spread.permute(0, 2, 5, 1, 3, 6, 4, 7)
@@ -195,6 +208,8 @@ class LowTail(nn.Module):
     def __init__(self, net: Generator) -> None:
         super().__init__()
         self.net = net
+        taps = moved_taps(net.tail.kernel_size[0]).to(net.tail.weight.device)
+        self.register_buffer("taps", taps, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Upscale frames (see `engines.networks`)."""
@@ -204,7 +219,7 @@ class LowTail(nn.Module):
         for stage in stages:
             x = stage(x)
         x = F.prelu(last.conv(x), last.act.weight.repeat_interleave(4))  # (N, 4*C, H*s/2, W*s/2)
-        kernel = moved_kernel(net.tail.weight)
+        kernel = moved_kernel(net.tail.weight, cast(Tensor, self.taps))
         bias = cast(Tensor, net.tail.bias).repeat_interleave(4)
         x = last.shuffle(F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2))
         return net.ranged(x)  # (N, 3, H*s, W*s)

@@ -137,3 +137,18 @@ def test_the_form_that_is_trained_gives_the_networks_own_result_and_gradients(sc
     torch.testing.assert_close(results[1], results[0], atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-9, rtol=1e-9)
     assert all(gradient.abs().max() > 0 for gradient in gradients[0])
+
+
+def test_the_form_that_is_trained_can_be_compiled():
+    net = build_network("srgan", {"channels": 4, "blocks": 1}, deployed=True)
+    form, frames = LowTail(net), torch.rand(2, 3, 8, 8)
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            form.compile(backend="aot_eager")
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = form(frames)
+        result.float().square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-3, rtol=0.05)

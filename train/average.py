@@ -69,9 +69,11 @@ def main(argv: list[str] | None = None) -> int:
         models = [load_model(path) for path in options.weights]
         accounts = [{"sha256": m.sha256, "training": m.training} for m in models]
         sets = find_sets(options.eval) if options.eval is not None else []
-        lpips = find_lpips(find_feature_files(options.features), join_world()) if sets else None
+        world = join_world()
+        lpips = find_lpips(find_feature_files(options.features), world) if sets else None
         mean = mean_network(models)
-        scores = {name: asdict(s) for name, s in score(mean.net, sets, lpips).items()}
+        found = score(mean.net.to(world.device), sets, lpips)
+        scores = {name: asdict(result) for name, result in found.items()}
         training = {
             "commands": [command],
             "commit": describe_commit(),
@@ -82,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     except (VSRError, ValueError, OSError) as error:
         log.error("train.average: error: %s", error)
         return 1
-    for name, found in scores.items():
-        log.info("%s: %.3f dB, SSIM %.4f", name, found["psnr_y"], found["ssim_y"])
+    for name, result in found.items():
+        log.info("%s: %.3f dB, SSIM %.4f", name, result.psnr_y, result.ssim_y)
     return 0
 
 

@@ -226,10 +226,19 @@ class Prefetcher:
         sampler: what draws; nothing else may draw from it.
         size: patches of the joint batch.
         part: see `PatchSampler.batch`.
+        pinned: in memory that a GPU copies from while the host goes on.
     """
 
-    def __init__(self, sampler: Sampler, size: int, *, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        size: int,
+        *,
+        part: tuple[int, int] = (0, 1),
+        pinned: bool = False,
+    ) -> None:
         self._sampler, self._size, self._part = sampler, size, part
+        self._pinned = pinned
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self.state = sampler.state()
         """state of the draws after the last batch that was taken, for a checkpoint"""
@@ -237,8 +246,9 @@ class Prefetcher:
         self._next = self._pool.submit(self._draw)
 
     def _draw(self) -> tuple[Batch, Tensor]:
-        batch = self._sampler.batch(self._size, part=self._part)
-        return batch, self._sampler.state()
+        lr, hr = self._sampler.batch(self._size, part=self._part)
+        state = self._sampler.state()
+        return ((lr.pin_memory(), hr.pin_memory()) if self._pinned else (lr, hr)), state
 
     def take(self) -> Batch:
         """Return the next batch; an exception of the thread is raised here."""

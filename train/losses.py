@@ -36,10 +36,17 @@ def pixel_loss(name: LossName, sr: Tensor, hr: Tensor, *, luma_weight: float = 0
     difference = F.l1_loss if name == "l1" else F.mse_loss
     loss = difference(sr, hr)
     if luma_weight:
-        luma = sr.new_tensor(LUMA).view(1, 3, 1, 1)
-        on_luma = difference((sr * luma).sum(1), (hr * luma).sum(1))
-        loss = torch.lerp(loss, on_luma, luma_weight)
+        loss = torch.lerp(loss, difference(luma(sr), luma(hr)), luma_weight)
     return loss
+
+
+def luma(frames: Tensor) -> Tensor:
+    """Return Y of RGB, (N, H, W), in the range of the frames."""
+    # by numbers: a tensor of them would have to be brought to a GPU, which waits for it
+    red, green, blue = (
+        channel * share for channel, share in zip(frames.unbind(1), LUMA, strict=True)
+    )
+    return red + green + blue
 
 
 def content_mse(sr: Tensor, hr: Tensor) -> Tensor:

@@ -67,9 +67,13 @@ class Preprocessing:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Map (N, 3, H, W) RGB in [0, 1] to what the network was trained on."""
-        x = (frames.flip(1) if self.bgr else frames) * self.peak
-        shape = (1, 3, 1, 1)
-        return (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
+        channels = frames.unbind(1)[:: -1 if self.bgr else 1]
+        # by numbers: tensors of them would have to be brought to a GPU, which waits for it
+        moved = (
+            (channel * self.peak - mean) / std
+            for channel, mean, std in zip(channels, self.mean, self.std, strict=True)
+        )
+        return torch.stack([*moved], dim=1)
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -163,9 +163,17 @@ def placed(net: nn.Module, world: World, config: TrainConfig) -> nn.Module:
         )
     if world.size > 1 and on_gpu:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-    # bfloat16 on a CPU means its matrix unit, which wants the channels together as a GPU does
-    layout = torch.channels_last if on_gpu or config.amp else torch.contiguous_format
+    layout = memory_layout(world, config)
     return net.to(world.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def memory_layout(world: World, config: TrainConfig) -> torch.memory_format:
+    """Choose the order of a batch in memory.
+
+    bfloat16 on a CPU means its matrix instructions, which want the channels together as a GPU does.
+    """
+    together = world.device.type == "cuda" or config.amp
+    return torch.channels_last if together else torch.contiguous_format
 
 
 # --------------------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ def placed(net: nn.Module, world: World, config: TrainConfig) -> nn.Module:
 
 def discriminator_step(
     config: TrainConfig, adversary: Adversary, sr: Tensor, hr: Tensor, world: World
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """Teach the discriminator one batch; the generator is not touched. Return its loss terms."""
     adversary.discriminator.requires_grad_(True)
     adversary.optimizer.zero_grad(set_to_none=True)
@@ -187,7 +195,7 @@ def discriminator_step(
     torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     world.average_gradients(adversary.discriminator)
     adversary.optimizer.step()
-    return {name: term.item() for name, term in terms.items()}
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def generator_terms(
@@ -223,14 +231,19 @@ def generator_terms(
     return terms
 
 
+def read(numbers: dict[str, Tensor]) -> dict[str, float]:
+    """Bring numbers to the host, in one wait for the GPU."""
+    values: list[float] = torch.stack([n.detach().float() for n in numbers.values()]).tolist()
+    return dict(zip(numbers, values, strict=True))
+
+
 def check_finite(
-    told: dict[str, float], net: nn.Module, batch: Batch, paths: RunPaths, world: World, step: int
+    told: dict[str, float], batch: Batch, paths: RunPaths, world: World, step: int
 ) -> None:
     """Stop the run, in each of its processes, where one has a loss or gradient that is not finite.
 
     Args:
-        told: the terms of the losses.
-        net: the generator, with the gradients of this process's part of the batch.
+        told: the terms of the losses, and the norm of the gradients of this part of the batch.
         batch: low and high resolution; kept in `bad_batch.safetensors`.
         paths: of the run.
         world: its processes.
@@ -239,9 +252,7 @@ def check_finite(
     Raises:
         FloatingPointError: it is so.
     """
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    values = told | {"gradient": float(torch.nn.utils.get_total_norm(gradients))}
-    is_bad = not all(math.isfinite(value) for value in values.values())
+    is_bad = not all(math.isfinite(value) for value in told.values())
     if not world.any(is_bad):
         return
     if not is_bad:
@@ -249,7 +260,7 @@ def check_finite(
     bad = paths.out / f"bad_batch{world.rank or ''}.safetensors"
     lr, hr = (patches.cpu().contiguous() for patches in batch)
     save_file({"lr": lr, "hr": hr}, bad)
-    found = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    found = ", ".join(f"{name} {value:g}" for name, value in told.items())
     raise FloatingPointError(f"loss not finite at step {step} ({found}): see {bad}")
 
 
@@ -381,7 +392,8 @@ def train(
     start, began = step, time.monotonic()
     published, looking_seconds = step, 0.0
     report = Report(paths.out, tensorboard=tensorboard) if world.is_first else None
-    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size))
+    layout, on_gpu = memory_layout(world, config), world.device.type == "cuda"
+    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size), pinned=on_gpu)
 
     def save() -> None:
         if not world.is_first:
@@ -447,27 +459,32 @@ def train(
                 for optimizer in [*optimizers, *([gan.optimizer] if gan else [])]:
                     for group in optimizer.param_groups:
                         group["lr"] = config.rate_at(step) * group.get("factor", 1.0)
-                lr, hr = (patches.to(world.device) for patches in batches.take())
+                lr, hr = (
+                    patches.to(world.device, non_blocking=True).contiguous(memory_format=layout)
+                    for patches in batches.take()
+                )
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
                     sr = upscale(lr)
-                sr = sr.float()
-                told = discriminator_step(config, gan, sr, hr, world) if gan else {}
+                sr = sr.float().contiguous(memory_format=layout)
+                judged = discriminator_step(config, gan, sr, hr, world) if gan else {}
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
                     terms = generator_terms(config, gan, sr, hr)
                 loss = torch.stack([term.float() for term in terms.values()]).sum()
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                told |= {name: term.item() for name, term in terms.items()}
-                losses.append(loss.item())
-                check_finite(told, net, (lr, hr), paths, world, step)
+                gradients = [p.grad for p in net.parameters() if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
+                told = read({**judged, **terms, "gradient": norm, "loss": loss})
+                check_finite(told, (lr, hr), paths, world, step)
+                losses.append(told["loss"])
                 world.average_gradients(net)
                 for optimizer in optimizers:
                     optimizer.step()
                 step += 1
                 # a short memory at first, so that the average forgets the random start
                 update_average(average, net, min(config.ema, step / (step + 10)))
-                means.add({"loss": losses[-1], **told})
+                means.add({name: value for name, value in told.items() if name != "gradient"})
                 bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
                 bar.update()
                 is_due = step == config.steps or step % evaluate_every == 0
