@@ -30,6 +30,7 @@ from engines.algebra import rewrite  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
 from engines.export import INPUT, OUTPUT, export_onnx  # noqa: E402
 from engines.networks import build_network  # noqa: E402
+from engines.pytorch import exact_convolutions  # noqa: E402
 from engines.trt_build import Profile, TensorRT, build_engine, find_tensorrt  # noqa: E402
 
 STEPS = ("find", "export", "build", "load", "run", "graph")
@@ -125,7 +126,7 @@ class Steps:
         yield {"layers": int(engine.num_layers)}
 
         frames = torch.rand(1, 3, *self._shape[1:], device="cuda").half()
-        with torch.no_grad():
+        with torch.no_grad(), exact_convolutions():
             expected = net.cuda()(frames.float()).clamp(0, 1)
         result = torch.zeros_like(expected, dtype=torch.float16)
         context.set_tensor_address(INPUT, frames.data_ptr())

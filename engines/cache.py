@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FORMAT = "vsr-engine/2"
+_FORMAT = "vsr-engine/3"
 _ENDINGS = ("engine", "json", "timing", "part")
 FOLDER_VARIABLE = "VSR_ENGINE_CACHE"
 

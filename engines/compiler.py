@@ -46,7 +46,7 @@ class Compiler:
         options: of the build. None: the library's defaults; but an engine that is in the cache is
             taken whatever it was built with, the newest first.
         exporter: what makes the graph. None: "onnx", with the same exception.
-        rewrites: None: the default ones.
+        rewrites: None: the default ones, but no clamp.
         cache: None: the user's.
 
     Raises:
@@ -69,7 +69,8 @@ class Compiler:
         self.cache = cache or EngineCache()
         self.precision: Floats = precision
         self.dtype = DTYPES[precision]
-        self._model, self._rewrites = model, rewrites or Rewrites()
+        # not clamped: `engines.safety` looks for what is not finite
+        self._model, self._rewrites = model, rewrites or Rewrites(clamp=False)
         self._exporter: Exporter = exporter or "onnx"
         self._options = options or BuildOptions()
         self._any_options, self._any_exporter = options is None, exporter is None

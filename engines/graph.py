@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _WARM_UP_RUNS = 3
+_CAPTURING = Lock()  # PyTorch captures one graph at a time
 
 
 class GraphedRun:
@@ -36,7 +40,8 @@ class GraphedRun:
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_RUNS):  # what is allocated or chosen late is now
                 self._output = launch(self._stream)
-        self._stream.synchronize()
+        self.wait()
+        del self._output  # what the capture makes takes its memory
         self._graph = self._capture()
 
     @property
@@ -46,17 +51,27 @@ class GraphedRun:
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
-        try:
-            # thread_local: what the pipeline's other threads do meanwhile must not spoil it
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                output = self._launch(self._stream)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            log.warning("no CUDA graph, each frame is launched kernel by kernel: %s", error)
-            return None
+        pool = torch.cuda.graph_pool_handle()
+        # the outer `stream`: where the end of a capture fails, `graph` leaves its own in place
+        with _CAPTURING, torch.cuda.stream(self._stream):
+            try:
+                # thread_local: what the pipeline's other threads do meanwhile must not spoil it
+                with torch.cuda.graph(
+                    graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    output = self._launch(self._stream)
+            except RuntimeError as error:
+                _end_allocations(self._input.device, pool)
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                log.warning("no CUDA graph, each frame is launched kernel by kernel: %s", error)
+                return None
         self._output = output
         return graph
+
+    def wait(self) -> None:
+        """Wait for all that has been launched."""
+        self._stream.synchronize()
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Run on frames of the input's shape and dtype, in order with the caller's stream.
@@ -78,3 +93,14 @@ class GraphedRun:
         frames.record_stream(self._stream)  # their memory is not reused before it is read
         result.record_stream(caller)
         return result
+
+
+def _end_allocations(device: torch.device, pool: Any) -> None:
+    """Tell PyTorch's allocator that a capture is over whose end has failed.
+
+    It does so itself only where the end succeeds (up to 2.11 at least, PyTorch #180395), and keeps
+    what is freed meanwhile.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engines.cache import Shape
 from engines.errors import EngineBuildError
+from engines.pytorch import exact_convolutions
 from engines.tiles import receptive_radius, tiles
 from engines.weights import Model
 
@@ -87,7 +88,7 @@ def difference_db(result: Tensor, model: Model, frames: Tensor) -> float:
     """Return the PSNR of a result against the network in float32, both rounded to 8 bits.
 
     Args:
-        result: (N, 3, H*scale, W*scale) in [0, 1], any float.
+        result: (N, 3, H*scale, W*scale), any float, clamped or not.
         model: the network.
         frames: (N, 3, H, W) float32, what it was made of, on the same device.
 
@@ -99,12 +100,11 @@ def difference_db(result: Tensor, model: Model, frames: Tensor) -> float:
     overlap = receptive_radius(model.net)
     height, width = frames.shape[2:]
     scale = (model.scale, model.scale)
-    # TF32 has 11 bits: not what is meant by float32
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+    with exact_convolutions():
         for tile in tiles((height, width), side=_PART, overlap=overlap):
             part = net(frames[(..., *tile.window)]).clamp(0, 1)
             expected = part[(..., *tile.of_window(scale))]
-            found = result[(..., *tile.of_result(scale))].float()
+            found = result[(..., *tile.of_result(scale))].float().clamp(0, 1)
             error = (found * 255).round() - (expected * 255).round()
             squares += error.double().square().sum()
     mean = float(squares) / result.numel()

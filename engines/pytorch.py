@@ -76,7 +76,7 @@ class PyTorchEngine(Engine):
             static = torch.zeros_like(frames, memory_format=torch.channels_last)
 
             def launch(_: torch.cuda.Stream) -> Tensor:
-                with _exact_convolutions():
+                with exact_convolutions():
                     result: Tensor = self._net(static)
                 return result
 
@@ -89,7 +89,7 @@ class PyTorchEngine(Engine):
 
 
 @contextmanager
-def _exact_convolutions() -> Iterator[None]:
+def exact_convolutions() -> Iterator[None]:
     """Let cuDNN round nothing to TF32, and choose only algorithms that repeat their sums."""
     with warnings.catch_warnings():
         # PyTorch has two interfaces for this; `flags` uses the older one, and both at once fail

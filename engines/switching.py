@@ -98,6 +98,7 @@ class SwitchingEngine(Engine):
             self._later.prepare(shape)
             self._switch()
             return
+        self._now._run(frames)  # its graph is captured before another thread traces and times
         self._thread = Thread(target=self._prepare, args=(shape,), name="start-now", daemon=True)
         self._thread.start()
 

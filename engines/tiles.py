@@ -285,7 +285,6 @@ def _radius_along(net: nn.Module, axis: int) -> int:
         centre *= 2
 
 
-@torch.no_grad()
 def bytes_per_pixel(net: nn.Module) -> int:
     """Estimate the memory that a back end takes for a pixel of the input, in float32.
 
@@ -293,11 +292,26 @@ def bytes_per_pixel(net: nn.Module) -> int:
     again to bring them into the order that it computes in. For the lite generator that is 768
     bytes, for the paper's 16,384. An estimate: whoever takes it leaves room beside.
     """
+
+    def both(inputs: tuple[Any, ...], output: Tensor) -> int:
+        return output.nbytes + sum(cast(Tensor, value).nbytes for value in inputs)
+
+    return 2 * _most_per_pixel(net, both)
+
+
+def values_per_pixel(net: nn.Module) -> int:
+    """Return how many numbers the largest tensor within a network has for a pixel of the input."""
+    return _most_per_pixel(net, lambda inputs, output: output.numel())
+
+
+@torch.no_grad()
+def _most_per_pixel(net: nn.Module, count: Callable[[tuple[Any, ...], Tensor], int]) -> int:
+    """Return the most that `count` finds in the inputs and output of a layer, by pixels."""
     side, most = 8, 0
 
     def note(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         nonlocal most
-        most = max(most, output.nbytes + sum(cast(Tensor, value).nbytes for value in inputs))
+        most = max(most, count(inputs, output))
 
     leaves = [module for module in net.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
@@ -305,4 +319,4 @@ def bytes_per_pixel(net: nn.Module) -> int:
     net(torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device))
     for hook in hooks:
         hook.remove()
-    return 2 * most // side**2
+    return most // side**2

@@ -107,7 +107,9 @@ class TensorRTEngine(Engine):
 
     def close(self) -> None:
         """Give back the engine and its memory on the GPU."""
-        self._session = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _run(self, frames: Tensor) -> Tensor:
         count, _, height, width = frames.shape
@@ -115,7 +117,7 @@ class TensorRTEngine(Engine):
 
     def _ready(self, shape: Shape) -> Session:
         if self._session is None or self._session.shape != shape:
-            self._session = None  # gives its memory back before the next one takes its own
+            self.close()  # gives its memory back before the next one takes its own
             self._session = self._load(shape)
         return self._session
 

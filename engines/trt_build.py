@@ -189,6 +189,10 @@ def configure(library: TensorRT, builder: Any, profile: Profile, options: BuildO
     config.tiling_optimization_level = trt.TilingOptimizationLevel.__members__[
         options.tiling.upper()
     ]
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
+    # RTX: else an engine may allocate as it runs, and no graph can be captured
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     shapes = [(n, 3, *hw) for n, *hw in (profile.minimum, profile.optimum, profile.maximum)]

@@ -28,13 +28,14 @@ def in_background(work: Callable[[], T], *, cancel: Callable[[BaseException], No
             raised.append(error)
 
     thread = Thread(target=run, name="tensorrt-build", daemon=True)
-    thread.start()
     try:
+        thread.start()  # waits too, and may be interrupted while the work has begun
         while thread.is_alive():
             thread.join(_LISTEN_SECONDS)
     except BaseException as error:
         cancel(error)
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         raise
     if raised:
         raise raised[0]

@@ -94,6 +94,12 @@ class Session:
             result.record_stream(caller)
         return torch.cat(results)
 
+    def close(self) -> None:
+        """Wait for what is under way, which the library would not, and give all memory back."""
+        for run in self._runs:
+            run.wait()
+        self._runs.clear()
+
 
 def _graphed(
     library: TensorRT,
@@ -109,8 +115,9 @@ def _graphed(
         raise OutOfMemory(f"no execution context for {shapes[0]} on the GPU: {library.last_error}")
     frames = torch.zeros(shapes[0], dtype=dtype, device=device)
     output = torch.zeros(shapes[1], dtype=dtype, device=device)
-    context.set_tensor_address(names[0], frames.data_ptr())
-    context.set_tensor_address(names[1], output.data_ptr())
+    for name, tensor in zip(names, (frames, output), strict=True):
+        if not context.set_tensor_address(name, tensor.data_ptr()):
+            raise BackendUnavailable(f"{library.flavour} refuses memory: {library.last_error}")
 
     def enqueue(stream: torch.cuda.Stream) -> Tensor:
         if not context.execute_async_v3(stream.cuda_stream):

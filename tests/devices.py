@@ -222,8 +222,8 @@ class Graph:
 
 
 @contextmanager
-def capture(graph: Graph, *, stream: GpuStream, capture_error_mode: str):
-    assert capture_error_mode == "thread_local"
+def capture(graph: Graph, *, pool: str, stream: GpuStream, capture_error_mode: str):
+    assert (pool, capture_error_mode) == ("pool", "thread_local")
     if Graph.refuse:
         raise RuntimeError("operation not permitted when stream is capturing")
     Graph.capturing = graph
@@ -257,6 +257,7 @@ def simulate_cuda(monkeypatch) -> GpuStream:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     monkeypatch.setattr(Graph, "refuse", False)
     monkeypatch.setattr(Graph, "replays", 0)

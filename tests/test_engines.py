@@ -31,6 +31,10 @@ HERE = [("openvino", "fp32", False), ("openvino", "bf16", False), ("pytorch", "f
 ON_GPU = [("pytorch", "fp32", True), ("pytorch", "fp16", True), ("tensorrt", "fp16", True)]
 
 
+def needs(backend: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.gpu, *([pytest.mark.tensorrt] if backend == "tensorrt" else [])]
+
+
 def tiny_model(network: str) -> Model:
     torch.manual_seed(3)
     net = build_network(network, SMALL[network])
@@ -48,7 +52,7 @@ def model(request):
 
 @pytest.fixture(
     scope="module",
-    params=[*HERE, *(pytest.param(each, marks=pytest.mark.gpu) for each in ON_GPU)],
+    params=[*HERE, *(pytest.param(each, marks=needs(each[0])) for each in ON_GPU)],
     ids=lambda each: f"{each[0]}-{each[1]}-{'gpu' if each[2] else 'cpu'}",
 )
 def engine(request, model):
@@ -219,10 +223,17 @@ def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
 
 def test_a_gpu_that_refuses_the_graph_runs_with_a_warning(on_gpu, model, monkeypatch, caplog):
     monkeypatch.setattr(Graph, "refuse", True)
+    ended = []
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(
+            torch._C, name, lambda *what, name=name: ended.append((name, *what)), raising=False
+        )
     engine, frames = on_gpu("fp32"), torch.rand(2, 3, 6, 9)
     torch.testing.assert_close(engine(frames), model.net(frames).clamp(0, 1), atol=1e-5, rtol=0)
     assert Graph.replays == 0
     assert "no CUDA graph" in caplog.text
+    pool = (None, "pool")  # the allocator is told; it would wait for the capture's end for ever
+    assert ended == [("_cuda_endAllocateToPool", *pool), ("_cuda_releasePool", *pool)]
 
 
 def test_float32_on_a_gpu_is_float32_and_repeatable(on_gpu):

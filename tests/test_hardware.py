@@ -266,7 +266,9 @@ def test_pictures_and_fields_stay_on_the_cpu(tmp_path, plain_clip):
 def test_nvdec_needs_an_engine_on_a_gpu_and_an_ffmpeg_that_has_it(monkeypatch):
     with pytest.raises(HardwareUnavailable, match="not on cpu"):
         nvdec(torch.device("cpu"))
-    assert nvdec(CUDA).is_hw_owned
+    accelerated = nvdec(CUDA)
+    assert accelerated.is_hw_owned
+    assert accelerated.options == {"primary_ctx": "0", "current_ctx": "1"}
     monkeypatch.setattr(hardware, "hwdevices_available", lambda: ["vaapi"])
     with pytest.raises(HardwareUnavailable, match="built without NVDEC"):
         nvdec(CUDA)

@@ -10,7 +10,14 @@ import vsr
 from engines import BACKENDS, create_engine, load_model
 from engines.networks import build_network
 from engines.pytorch import PyTorchEngine
-from engines.tiles import TiledEngine, bytes_per_pixel, receptive_radius, tiles
+from engines.tiles import (
+    TiledEngine,
+    bytes_per_pixel,
+    receptive_radius,
+    tiles,
+    values_per_pixel,
+)
+from engines.weights import Model
 from vsr import memory
 from vsr.config import UpscaleConfig
 
@@ -120,6 +127,17 @@ def test_a_frame_that_fits_is_computed_whole_and_one_that_does_not_in_what_fits(
     assert needed * (small + 2 * radius) ** 2 <= enough // 6
     assert small < side
     assert memory.fitting_tile(model, (1000, 1000), 0) == 16
+
+
+def test_no_tensor_within_a_tile_has_more_numbers_than_back_ends_count():
+    net = build_network("srgan", {"channels": 64, "blocks": 1}, deployed=True)
+    model = Model("large", "srgan", net, 4, {}, "")
+    assert values_per_pixel(net) == 64 * 16
+    plenty = 1 << 45
+    assert memory.fitting_tile(model, (1080, 1920), plenty) is None
+    side = memory.fitting_tile(model, (1440, 2560), plenty)
+    window = side + 2 * receptive_radius(net)
+    assert 2**30 < window**2 * 1024 < 2**31
 
 
 def test_bytes_a_pixel_are_those_of_the_largest_layer_twice():

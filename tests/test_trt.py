@@ -99,9 +99,10 @@ class Context:
     def get_tensor_shape(self, name: str):
         return self.shapes[name]
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         assert name not in self.addresses, "a captured graph keeps the first address"
         self.addresses[name] = address
+        return True
 
     def memory(self, name: str) -> np.ndarray:
         count = int(np.prod(self.shapes[name]))

@@ -30,6 +30,9 @@ from vsr.pixels import SEMI_PLANAR, interleave, separated
 Decoder = Literal["auto", "cpu", "nvdec"]
 
 NVENC = frozenset({"h264_nvenc", "hevc_nvenc", "av1_nvenc"})
+# FFmpeg takes the CUDA context that is current in the thread, PyTorch's. By itself it would open
+# the device's primary one, with other flags than PyTorch has given that, and refuse it
+_SHARED_CONTEXT = {"primary_ctx": False, "current_ctx": True}
 _PROBE_SIDE = 256  # no NVENC wants larger pictures
 _PITCH_BYTES = 256  # what a row begins at a multiple of; NVENC asks for 4
 
@@ -50,7 +53,15 @@ def nvdec(device: torch.device) -> HWAccel:
         raise HardwareUnavailable(f"NVDEC decodes for an engine on an NVIDIA GPU, not on {device}")
     if "cuda" not in hwdevices_available():
         raise HardwareUnavailable("this FFmpeg was built without NVDEC")
-    return HWAccel("cuda", device=_ordinal(device), allow_software_fallback=True, is_hw_owned=True)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize(device)  # makes PyTorch's context that of this thread
+    return HWAccel(
+        "cuda",
+        device=_ordinal(device),
+        allow_software_fallback=True,
+        is_hw_owned=True,
+        options={name: str(int(value)) for name, value in _SHARED_CONTEXT.items()},
+    )
 
 
 def on_gpu(frame: av.VideoFrame) -> bool:
@@ -153,7 +164,7 @@ class GpuPictures:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._context = CudaContext(device_id=_ordinal(device), primary_ctx=True)
+        self._context = CudaContext(device_id=_ordinal(device), **_SHARED_CONTEXT)
 
     def picture(self, planes: Sequence[Tensor], name: str) -> av.VideoFrame:
         """Copy planes into a picture of its own memory, which it keeps while it is encoded.

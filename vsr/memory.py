@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from engines import Engine
-from engines.tiles import SMALLEST_TILE, bytes_per_pixel, receptive_radius
+from engines.tiles import SMALLEST_TILE, bytes_per_pixel, receptive_radius, values_per_pixel
 from engines.weights import Model
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -18,6 +18,7 @@ _RESULTS_ON_DEVICE = 5
 _RESULTS_WAITING = 5  # one made, two in the queue, one shrunk and converted
 _ASSUMED_FREE = 2 << 30  # where nobody tells
 _LEAST_STRIP = 128  # rows; thinner ones are mostly overlap
+_MOST_VALUES = 2**31 - 1  # of a tensor that every back end takes; TensorRT refuses larger ones
 
 
 def peak_bytes() -> int:
@@ -138,7 +139,8 @@ def fitting_tile(
     result = 3 * 4 * model.scale**2 * height * width  # RGB in float32
     budget = max(free // 8, (free - results * result) // 2)
     needed = bytes_per_pixel(model.net) * value_bytes // 4
-    if height * width * needed <= budget:
+    most_pixels = min(budget // needed, _MOST_VALUES // values_per_pixel(model.net))
+    if height * width <= most_pixels:
         return None
-    side = math.isqrt(budget // needed) - 2 * receptive_radius(model.net)
+    side = math.isqrt(most_pixels) - 2 * receptive_radius(model.net)
     return max(SMALLEST_TILE, side)
