@@ -20,7 +20,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vsr needs Python 3.11 or newer")'

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.report import environment, publish  # noqa: E402
-from engines.algebra import rewrite  # noqa: E402
+from engines.algebra import Rewrites, rewrite  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
 from engines.export import INPUT, OUTPUT, export_onnx  # noqa: E402
 from engines.networks import build_network  # noqa: E402
@@ -110,7 +110,9 @@ class Steps:
 
         torch.manual_seed(0)
         net = build_network(self._network, deployed=True).eval()
-        onnx = export_onnx(rewrite(net), dtype=torch.float16, shape=self._shape)
+        onnx = export_onnx(
+            rewrite(net, Rewrites(clamp=False)), dtype=torch.float16, shape=self._shape
+        )
         yield {"bytes": len(onnx)}
 
         data, _ = build_engine(self.library, onnx, Profile.fixed(self._shape))

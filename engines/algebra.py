@@ -12,6 +12,8 @@ The moved kernel holds the weights of the old one, each once for every position 
 zeros elsewhere. It multiplies more zeros, and fills the matrix units instead of leaving all but 3
 of their columns idle. Whether that is faster is a question to the machine.
 
+`LowTail` is the first of these moves for a generator that is trained, in either form.
+
 `without_shuffle` leaves out the last pixel shuffle: what follows it can then be made before it,
 where the pixels that share a place of the input lie side by side as channels (`engines.finish`).
 

@@ -49,7 +49,7 @@ class Engine(ABC):
     backend: str
     """name in `engines.BACKENDS`"""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
-    """what the back end can compute in; the first is what "auto" takes"""
+    """what the back end can compute in; "auto" takes the first, or what this machine is best at"""
     clamps: ClassVar[bool] = False
     """whether `_run` itself keeps to [0, 1]"""
     lanes: int = 1

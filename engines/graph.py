@@ -101,6 +101,6 @@ def _end_allocations(device: torch.device, pool: Any) -> None:
     It does so itself only where the end succeeds (up to 2.11 at least, PyTorch #180395), and keeps
     what is freed meanwhile.
     """
-    with suppress(RuntimeError, AttributeError):
+    with suppress(RuntimeError, AttributeError):  # of the second too: no capture, no pool
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)

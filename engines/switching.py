@@ -86,19 +86,25 @@ class SwitchingEngine(Engine):
 
     def _run(self, frames: Tensor) -> Tensor:
         if not self._switched and self._thread is None:
-            self._begin(frames)
+            self._look(frames)
         if not self._switched:
-            return self._now._run(frames)  # not clamped: who runs this one may want to look
+            result = self._now._run(frames)  # not clamped: who runs this one may want to look
+            self._begin(frames)
+            return result
         return self._later._run(frames.to(self._later.dtype)).to(self.dtype)
 
-    def _begin(self, frames: Tensor) -> None:
-        count, _, height, width = frames.shape
-        shape = (count, height, width)
+    def _look(self, frames: Tensor) -> None:
+        """Change over at once where the second engine is only to be loaded."""
+        shape = _shape(frames)
         if not self._later.takes_long(shape):
             self._later.prepare(shape)
             self._switch()
+
+    def _begin(self, frames: Tensor) -> None:
+        """Begin to make the second engine, once the first one's graph is captured."""
+        if self._thread is not None:
             return
-        self._now._run(frames)  # its graph is captured before another thread traces and times
+        shape = _shape(frames)
         self._thread = Thread(target=self._prepare, args=(shape,), name="start-now", daemon=True)
         self._thread.start()
 
@@ -111,3 +117,8 @@ class SwitchingEngine(Engine):
     def _switch(self) -> None:
         self._switched, self.switched_at = True, self._frame
         log.warning("from frame %d on: %s", self._frame, self._later.description)
+
+
+def _shape(frames: Tensor) -> tuple[int, int, int]:
+    count, _, height, width = frames.shape
+    return count, height, width

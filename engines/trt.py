@@ -39,7 +39,7 @@ class TensorRTEngine(Engine):
         threads: unused; the work is the GPU's.
         options: of the build; None: see `Compiler`.
         exporter: what makes the graph; None: see `Compiler`.
-        rewrites: see `engines.algebra`; None: the default ones.
+        rewrites: see `engines.algebra`; None: see `Compiler`.
         cache: None: the user's.
         contexts: how many parts of a batch run at once, on the same engine; a batch that cannot be
             cut into as many equal ones runs in fewer.
@@ -107,9 +107,9 @@ class TensorRTEngine(Engine):
 
     def close(self) -> None:
         """Give back the engine and its memory on the GPU."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _run(self, frames: Tensor) -> Tensor:
         count, _, height, width = frames.shape
@@ -140,9 +140,13 @@ class TensorRTEngine(Engine):
 
         def check(session: Session) -> None:
             name = f"the engine that {library.flavour} {library.version} built for {width}x{height}"
-            check_parity(
-                session.run, self.model, shape, dtype=self.dtype, device=self.device, name=name
-            )
+            try:
+                check_parity(
+                    session.run, self.model, shape, dtype=self.dtype, device=self.device, name=name
+                )
+            except BaseException:
+                session.close()
+                raise
 
         def go_on() -> None:
             if self._cancelled.is_set():

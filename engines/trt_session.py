@@ -117,7 +117,10 @@ def _graphed(
     output = torch.zeros(shapes[1], dtype=dtype, device=device)
     for name, tensor in zip(names, (frames, output), strict=True):
         if not context.set_tensor_address(name, tensor.data_ptr()):
-            raise BackendUnavailable(f"{library.flavour} refuses memory: {library.last_error}")
+            raise BackendUnavailable(
+                f"{library.flavour} refuses {tuple(tensor.shape)} at the address of {name!r}: "
+                f"{library.last_error}"
+            )
 
     def enqueue(stream: torch.cuda.Stream) -> Tensor:
         if not context.execute_async_v3(stream.cuda_stream):

@@ -61,7 +61,8 @@ def _no_gpu_unless_asked_for(request, monkeypatch):
     """Let a test see a GPU only if it is marked so: the others mean the CPU, whatever is there."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that it starts
+        if not request.node.get_closest_marker("tensorrt"):  # whose builder may be a GPU's
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that it starts
 
 
 @pytest.fixture(autouse=True)

@@ -197,19 +197,21 @@ class GpuStream:
 
     def __init__(self, device=None) -> None:
         self.waited_for: list[object] = []
+        self.waits = 0
 
     def wait_stream(self, other) -> None:
         self.waited_for.append(other)
 
     def synchronize(self) -> None:
-        pass
+        self.waits += 1
 
 
 class Graph:
     """Runs what was captured when it is replayed, and not before."""
 
     capturing: Graph | None = None
-    refuse = False
+    refuse = ""
+    """at which end of a capture it fails: "begin", "end" or neither"""
     replays = 0
 
     def __init__(self) -> None:
@@ -224,13 +226,15 @@ class Graph:
 @contextmanager
 def capture(graph: Graph, *, pool: str, stream: GpuStream, capture_error_mode: str):
     assert (pool, capture_error_mode) == ("pool", "thread_local")
-    if Graph.refuse:
+    if Graph.refuse == "begin":
         raise RuntimeError("operation not permitted when stream is capturing")
     Graph.capturing = graph
     try:
         yield
     finally:
         Graph.capturing = None
+    if Graph.refuse == "end":
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 class CapturedNet(torch.nn.Module):
@@ -259,6 +263,6 @@ def simulate_cuda(monkeypatch) -> GpuStream:
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
-    monkeypatch.setattr(Graph, "refuse", False)
+    monkeypatch.setattr(Graph, "refuse", "")
     monkeypatch.setattr(Graph, "replays", 0)
     return caller

@@ -14,7 +14,9 @@ from train.average import main
 def save(path, seed, **config):
     torch.manual_seed(seed)
     net = build_network("srgan-lite", {"channels": 4, "blocks": 1, **config}, deployed=True)
-    save_weights(path, net, network="srgan-lite", training={"steps": seed})
+    save_weights(
+        path, net, network="srgan-lite", training={"steps": seed, "data": "photos, 1 photos"}
+    )
     return net
 
 
@@ -33,6 +35,7 @@ def test_the_mean_of_weights_is_scored_and_keeps_the_account_of_each(tmp_path):
     accounts = mean.training["mean_of"]
     assert [account["training"]["steps"] for account in accounts] == [1, 2, 6]
     assert [account["sha256"] for account in accounts] == [load_model(f).sha256 for f in files]
+    assert (mean.training["steps"], mean.training["data"]) == (6, "photos, 1 photos")
     assert 0 < mean.training["scores"]["Mine"]["psnr_y"] < 60
 
 

@@ -221,8 +221,9 @@ def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
     engine.close()
 
 
-def test_a_gpu_that_refuses_the_graph_runs_with_a_warning(on_gpu, model, monkeypatch, caplog):
-    monkeypatch.setattr(Graph, "refuse", True)
+@pytest.mark.parametrize("end", ["begin", "end"])
+def test_a_gpu_that_refuses_the_graph_runs_with_a_warning(on_gpu, model, monkeypatch, caplog, end):
+    monkeypatch.setattr(Graph, "refuse", end)
     ended = []
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(

@@ -544,18 +544,21 @@ def test_a_picture_at_an_address_is_refused(tiny_weights, tmp_path):
         record(f"http://127.0.0.1:{server.port}/a.png", tmp_path / "o.mkv", model=tiny_weights)
 
 
-def test_a_deep_stream_is_not_computed_in_eight_bits(stream, tiny_weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_a_deep_stream_is_not_computed_in_eight_bits(
+    stream, tiny_weights, tmp_path, monkeypatch, precision
+):
     made = []
 
     def engine(kept, config, model, size=None):
         made.append(original(kept, config, model, size))
         if config.precision == "auto":
-            made[-1].precision = "int8"
+            made[-1].precision = precision
         return made[-1]
 
     original = KeptEngine.engine
     monkeypatch.setattr(KeptEngine, "engine", engine)
-    monkeypatch.setattr("vsr.live_job.needs_float32", lambda info: True)
+    monkeypatch.setattr("vsr.live_job.needs_float32", lambda info, backend: True)
     with TcpServer(stream, seconds=0.2) as server:
         result = record(
             server.url, tmp_path / "out.mkv", model=tiny_weights, reconnect_seconds=0

@@ -412,8 +412,9 @@ def test_streams_lie_side_by_side_in_the_output(tiny_weights, tmp_path):
 def test_deep_samples_are_computed_in_float32_unless_told(tmp_path, tiny_weights):
     source = write_clip(tmp_path / "in.mp4", pixel_format="yuv420p10le")
     with Reader(source) as reader:
-        assert needs_float32(reader.info) != torch.cuda.is_available()
-        assert not needs_float32(replace(reader.info, layout=PlaneLayout(kind="yuv")))
+        assert needs_float32(reader.info, "auto") != torch.cuda.is_available()
+        assert needs_float32(reader.info, "openvino")
+        assert not needs_float32(replace(reader.info, layout=PlaneLayout(kind="yuv")), "openvino")
     if cpu_flags() & BF16_FLAGS and not torch.cuda.is_available():
         made = vsr.upscale(source, model=tiny_weights, backend="openvino", precision="bf16")
         assert made.precision == "bf16"

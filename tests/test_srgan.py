@@ -682,8 +682,11 @@ def test_a_run_is_scored_where_its_network_is(photos, monkeypatch):
     assert result.lpips == 0
 
 
+@pytest.mark.parametrize(
+    ("network", "form"), [("srgan-lite", "LiteGenerator"), ("srgan", "LowTail")]
+)
 def test_both_networks_are_compiled_but_the_discriminator_not_with_r1(
-    tmp_path, photos, monkeypatch
+    tmp_path, photos, monkeypatch, network, form
 ):
     compiled = []
 
@@ -692,13 +695,14 @@ def test_both_networks_are_compiled_but_the_discriminator_not_with_r1(
         return call
 
     monkeypatch.setattr(torch, "compile", compile_as_it_is)
-    config = replace(TINY_GAN, compile=True)
-    plain = train(TINY_GAN, RunPaths(data=photos, out=tmp_path / "plain"))
+    tiny = replace(TINY_GAN, network=network, channels=4, blocks=1, norm="none")
+    config = replace(tiny, compile=True)
+    plain = train(tiny, RunPaths(data=photos, out=tmp_path / "plain"))
     assert train(config, RunPaths(data=photos, out=tmp_path / "both")) == plain
-    assert compiled == ["LiteGenerator", "Discriminator"]
+    assert compiled == [form, "Discriminator"]
     compiled.clear()
     train(replace(config, r1_weight=1.0), RunPaths(data=photos, out=tmp_path / "r1"))
-    assert compiled == ["LiteGenerator"]
+    assert compiled == [form]
 
 
 @pytest.mark.parametrize(

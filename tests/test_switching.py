@@ -169,3 +169,18 @@ def test_engines_that_do_not_fit_together_are_refused(model):
         SwitchingEngine(Constant(model, 0.5), other, every=4)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         SwitchingEngine(Constant(model, 0.5), Constant(model, 0.5), every=0)
+
+
+def test_the_second_engine_is_made_once_the_first_has_run(pair, monkeypatch):
+    now, later = pair
+    order = []
+    for engine, what in ((now, "_run"), (later, "prepare")):
+        work = getattr(engine, what)
+        monkeypatch.setattr(
+            engine, what, lambda *given, what=what, work=work: (order.append(what), work(*given))[1]
+        )
+    engine = SwitchingEngine(now, later, every=2)
+    levels(engine, range(1))
+    finish(engine, later)
+    assert order == ["_run", "prepare"]
+    engine.close()

@@ -165,7 +165,7 @@ def test_short_memory_leads_to_tiles_and_says_so(
 ):
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     vsr.upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, backend="pytorch")
-    assert "50x38 is much for the memory that is free: computed in tiles of 16" in caplog.text
+    assert "50x38 is much at once for the memory there is: computed in tiles of 16" in caplog.text
 
 
 def test_the_network_never_sees_more_than_a_window(plain_clip, tiny_weights, tmp_path, monkeypatch):

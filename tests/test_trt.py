@@ -115,7 +115,7 @@ class Context:
         def kernels() -> None:
             with torch.no_grad():
                 result = self.library.net(torch.from_numpy(self.memory(self.incoming)).float())
-            result = (result + self.library.noise).clamp(0, 1)
+            result = result + self.library.noise
             self.memory(self.outgoing)[...] = result.numpy().astype(self.library.kind)
 
         if Graph.capturing is not None:
@@ -193,7 +193,7 @@ def test_the_captured_graph_is_what_runs(engine, model):
 
 
 def test_without_a_graph_it_runs_with_a_warning(engine, model, monkeypatch, caplog):
-    monkeypatch.setattr(Graph, "refuse", True)
+    monkeypatch.setattr(Graph, "refuse", "begin")
     frames = frames_of(1, 3, 6, 6)
     assert_upscaled(engine(frames), frames, model)
     assert Graph.replays == 0
@@ -535,3 +535,28 @@ def test_a_gpu_keeps_frames_apart_while_many_are_in_flight(model, tmp_path):
     flying = [engine(frame.clone()) for frame in frames]
     assert all(torch.equal(a, b.cpu()) for a, b in zip(alone, flying, strict=True))
     assert engine._session._runs[0].captured
+
+
+def test_the_graph_does_not_clamp_so_that_what_is_not_finite_is_seen(library, model, monkeypatch):
+    exported = []
+
+    def export(net, **options):
+        exported.append(net)
+        return library.export(net, **options)
+
+    monkeypatch.setattr(compiler, "export_onnx", export)
+    engine, frames = TensorRTEngine(model, cache=library.cache), frames_of(1, 3, 12, 12).round()
+    whole = engine(frames)
+    with torch.no_grad():
+        assert exported[0](frames.float()).max() > 1
+    assert engine._run(frames).max() > 1
+    assert whole.max() == 1
+    engine.close()
+
+
+def test_an_engine_is_given_back_when_its_work_is_done(engine):
+    engine(frames_of(1, 3, 8, 8))
+    stream = engine._session._runs[0]._stream
+    before = stream.waits
+    engine.close()
+    assert stream.waits == before + 1

@@ -103,6 +103,9 @@ def test_the_options_reach_the_builder(library, builder):
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
     assert config.tiling_optimization_level == trt.TilingOptimizationLevel.FAST
     assert config.num_optimization_profiles == 1
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    if library.flavour == "tensorrt_rtx":
+        assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 @pytest.mark.tensorrt

@@ -4,7 +4,8 @@ The mean of networks that were trained on from the same weights, with another se
 is often better than each of them, and costs no more to run (Wortsman et al. 2022, "Model soups").
 Of networks with nothing in common it is useless: the scores tell.
 
-The metadata of what it writes keep the account of each of them.
+The metadata of what it writes keep the account of each of them; data, configuration and start are
+those of the first, steps those of the longest.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         mean = mean_network(models)
         found = score(mean.net.to(world.device), sets, lpips)
         scores = {name: asdict(result) for name, result in found.items()}
-        training = {
+        training = models[0].training | {
             "commands": [command],
+            "steps": max(model.training.get("steps", 0) for model in models),
             "commit": describe_commit(),
             "mean_of": accounts,
             "scores": scores,

@@ -133,13 +133,14 @@ def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) 
     Raises:
         ValueError: the crop does not suit the discriminator, or a feature network is missing.
     """
-    content = None
+    content, layout = None, memory_layout(world, config)
     if config.content in ("vgg22", "vgg54") and config.content_weight:
         content = load_content_features(cast(Any, config.content), files)
-        content.network.to(world.device)
+        content.network.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     lpips = None
     if config.lpips_weight:
-        lpips = load_lpips(files, network=config.lpips_network).to(world.device)
+        lpips = load_lpips(files, network=config.lpips_network)
+        lpips.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     discriminator: nn.Module = DISCRIMINATORS[config.discriminator](
         config.crop, channels=config.discriminator_channels, spectral_norm=config.spectral_norm
     )
@@ -243,7 +244,7 @@ def check_finite(
     """Stop the run, in each of its processes, where one has a loss or gradient that is not finite.
 
     Args:
-        told: the terms of the losses, and the norm of the gradients of this part of the batch.
+        told: the losses, and the norm of the gradients, of this part of the batch.
         batch: low and high resolution; kept in `bad_batch.safetensors`.
         paths: of the run.
         world: its processes.

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from engines import Engine
+from engines import Backend, Engine
 from engines.errors import MediaError
 from vsr.clip import ClipInfo
 from vsr.config import UpscaleConfig
@@ -57,9 +57,10 @@ def share_threads(engine: Engine, threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def needs_float32(info: ClipInfo) -> bool:
+def needs_float32(info: ClipInfo, backend: Backend) -> bool:
     """Tell whether a CPU must compute in float32: int8 and bf16 cut deep samples to eight bits."""
-    return info.layout.depth > 8 and not torch.cuda.is_available()
+    on_cpu = backend == "openvino" or not torch.cuda.is_available()
+    return info.layout.depth > 8 and on_cpu
 
 
 def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> int | None:
@@ -69,7 +70,7 @@ def tile_side(config: UpscaleConfig, engine: Engine, size: tuple[int, int]) -> i
     side = automatic_tile(engine, size)
     if side is not None:
         log.warning(
-            "%dx%d is much for the memory that is free: computed in tiles of %d pixels",
+            "%dx%d is much at once for the memory there is: computed in tiles of %d pixels",
             size[1], size[0], side,
         )  # fmt: skip
     if config.changed_only:

@@ -13,6 +13,7 @@ marked `gpu` are ready.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import Any, Literal, cast
 
@@ -42,9 +43,10 @@ class HardwareUnavailable(MediaError):
 
 
 def nvdec(device: torch.device) -> HWAccel:
-    """Return what makes a container decode on a GPU and leave its frames there.
+    """Return what makes a container that is opened within `context_of` it decode on a GPU.
 
-    What NVDEC does not know, FFmpeg decodes on the CPU: such frames are not `on_gpu`.
+    Its frames stay there. What NVDEC does not know, FFmpeg decodes on the CPU: such frames are not
+    `on_gpu`.
 
     Raises:
         HardwareUnavailable: not an NVIDIA GPU, or FFmpeg was built without.
@@ -62,6 +64,12 @@ def nvdec(device: torch.device) -> HWAccel:
         is_hw_owned=True,
         options={name: str(int(value)) for name, value in _SHARED_CONTEXT.items()},
     )
+
+
+def context_of(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one of this thread; what is no GPU changes nothing."""
+    is_gpu = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.device(device) if is_gpu else nullcontext()
 
 
 def on_gpu(frame: av.VideoFrame) -> bool:
@@ -180,10 +188,13 @@ class GpuPictures:
         # NVENC takes one address and finds U and V below Y: both are parts of one tensor
         whole = planes[0].new_empty((height + height // 2, pitch))
         luma, chroma = whole[:height, :width], whole[height:, :width]
-        interleave(planes, luma, chroma, name)
-        if whole.is_cuda:  # NVENC does not wait for the caller's stream
-            torch.cuda.current_stream(whole.device).record_event().synchronize()
-        return av.VideoFrame.from_dlpack((luma, chroma), format=name, cuda_context=self._context)
+        with context_of(whole.device):
+            interleave(planes, luma, chroma, name)
+            if whole.is_cuda:  # NVENC does not wait for the caller's stream
+                torch.cuda.current_stream(whole.device).record_event().synchronize()
+            return av.VideoFrame.from_dlpack(
+                (luma, chroma), format=name, cuda_context=self._context
+            )
 
 
 def _ordinal(device: torch.device) -> int:

@@ -58,7 +58,8 @@ def record(
             )
         )  # fmt: skip
         reader = live.open()
-        if config.precision == "auto" and engine.precision == "int8" and needs_float32(reader.info):
+        deep = needs_float32(reader.info, config.backend)
+        if config.precision == "auto" and engine.precision != "fp32" and deep:
             config = replace(config, precision="fp32")
             engine = kept.engine(config, loaded)
         began = time.monotonic()

@@ -125,7 +125,8 @@ def fitting_tile(
 ) -> int | None:
     """Choose the side of a tile, in pixels of the input; None: the whole frame fits.
 
-    The engine may take half of what is free beside the frame's result; the rest is for the frames
+    No tensor within has more than `_MOST_VALUES` numbers, however much memory there is. The engine
+    may take half of what is free beside the frame's result; the rest is for the frames
     that wait between the stages.
 
     Args:

@@ -205,7 +205,7 @@ def run(
             config = replace(config, resume=False)
         if config.region is not None:
             reader.cut(config.region)
-        if config.precision == "auto" and needs_float32(reader.info):
+        if config.precision == "auto" and needs_float32(reader.info, config.backend):
             config = replace(config, precision="fp32")
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)

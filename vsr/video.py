@@ -30,6 +30,7 @@ from vsr.fingerprint import fingerprint
 from vsr.hardware import (
     HardwareUnavailable,
     check_first,
+    context_of,
     gpu_planes,
     nvdec,
     on_gpu,
@@ -181,7 +182,8 @@ class Reader:
         before = (self.container, self.stream, self._decoded, self.lost_packets, self._end_seconds)
         container: av.container.InputContainer | None = None
         try:
-            container = self._open(nvdec(device))
+            with context_of(device):
+                container = self._open(nvdec(device))
             self.container = container
             self.stream = cast(av.VideoStream, container.streams[before[1].index])
             self.stream.codec_context.thread_count = 1  # the work is the GPU's
