@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Set
-from contextlib import suppress
+import gc
+import time
+from collections.abc import Generator, Iterator, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import av
+import av.logging
 from av.error import FFmpegError
 
 from vsr.address import Address
+
+_LISTENING = RLock()
+_TURN_SECONDS = 0.005
 
 
 def file_url(path: Path | Address) -> str:
     """Name a file for FFmpeg, which takes "a:b.mp4" for a protocol called a."""
     return path.url if isinstance(path, Address) else f"file:{path}"
+
+
+@contextmanager
+def log_lines(level: int) -> Iterator[list[Any]]:
+    """Catch what FFmpeg says in this thread, at a level of `av.logging` or worse.
+
+    PyAV hears of it by a call that needs Python's lock. A decoder's thread in such a call keeps
+    from being freed whoever has the lock, and waits for it: both would wait for ever. So nothing is
+    freed by chance meanwhile, and afterwards every call that has begun gets its turn.
+
+    Yields:
+        (level, name, message) each, in order.
+    """
+    with _LISTENING:  # the level is the process's
+        before, collects = av.logging.get_level(), gc.isenabled()
+        gc.disable()
+        av.logging.set_level(level)
+        try:
+            with av.logging.Capture() as lines:
+                yield lines
+        finally:
+            av.logging.set_level(before)
+            time.sleep(_TURN_SECONDS)
+            if collects:
+                gc.enable()
 
 
 def reason(error: Exception) -> str:

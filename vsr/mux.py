@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Set
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from math import inf
@@ -20,7 +20,7 @@ from av.format import Flags as Format
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
-from vsr.ffmpeg import file_url, other_packets, reason
+from vsr.ffmpeg import file_url, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
 from vsr.unkept import kept_metadata, stream_metadata
@@ -110,7 +110,7 @@ class Muxer:
             self._container.metadata.update(kept_metadata(source.metadata))
             if chapters := source.chapters():
                 self._container.set_chapters(chapters)
-            with reasons():
+            with log_lines(av.logging.ERROR):  # errors carry what FFmpeg says of them
                 self._container.start_encoding()
         except (FFmpegError, OSError, ValueError) as error:
             self.abort()
@@ -217,18 +217,6 @@ class Muxer:
                 self._container.mux(self._shifted(taken))
             except (InvalidDataError, ValueError) as error:  # it is damaged, the disk is not full
                 self._others.count_refused(index, reason(error))
-
-
-@contextmanager
-def reasons() -> Iterator[None]:
-    """Let errors carry what libav says of them, which is often more than their name."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture():
-            yield
-    finally:
-        av.logging.set_level(level)
 
 
 def _dts_seconds(packet: av.Packet[Any]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 from av.error import FFmpegError
 from torch import Tensor
 
@@ -24,10 +25,10 @@ from engines.errors import MediaError
 from vsr.config import Progress, UpscaleConfig
 from vsr.connection import Stopped
 from vsr.encode import EncoderSettings, PictureEncoding
-from vsr.ffmpeg import file_url, reason
+from vsr.ffmpeg import file_url, log_lines, reason
 from vsr.journal import sync_folder
 from vsr.live import LiveStream
-from vsr.mux import EXACT_SUFFIXES, reasons
+from vsr.mux import EXACT_SUFFIXES
 from vsr.output import kept_aspect_ratio
 from vsr.picture import new_partial
 from vsr.stages import StageMeters, chained
@@ -82,7 +83,7 @@ class Recording:
                 self._stream.set_display_matrix(reader.info.display_matrix)
             self._sounds = [self._copy_of(sound) for sound in reader.container.streams.audio]
             self._container.metadata.update(kept_metadata(reader.container.metadata))
-            with reasons():
+            with log_lines(av.logging.ERROR):  # errors carry what FFmpeg says of them
                 self._container.start_encoding()
         except (FFmpegError, OSError, ValueError) as error:
             self.abort()

@@ -14,6 +14,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 
 from vsr.convert import PlaneLayout, Siting
+from vsr.ffmpeg import log_lines
 
 # FFmpeg's names of the types of ITU-T H.273, figure 1; "unspecified" is none of them
 _NAMES: dict[str, Siting] = {
@@ -43,10 +44,8 @@ def read_siting(frame: av.VideoFrame, decoder: str) -> Siting:
 
 
 def _showinfo(frame: av.VideoFrame) -> str:
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.INFO)
     try:
-        with av.logging.Capture() as lines:
+        with log_lines(av.logging.INFO) as lines:
             graph = Graph()
             source = graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format,
@@ -57,8 +56,6 @@ def _showinfo(frame: av.VideoFrame) -> str:
             graph.pull()
     except FFmpegError:  # a format that no filter takes
         return ""
-    finally:
-        av.logging.set_level(level)
     return " ".join(str(line[2]) for line in lines)
 
 
