@@ -162,7 +162,7 @@ def test_unreadable_and_small_photos_are_named_and_skipped(tmp_path, caplog):
     assert len(warnings) == 4
     for warning, path in zip(warnings, (cut, tmp_path / "gone.png", small, text), strict=True):
         assert warning.startswith(f"skipping {path}: ")
-    assert warnings[2].endswith("28x40 is smaller than a crop")
+    assert warnings[2].endswith("30x40 is smaller than a crop")
 
 
 def test_a_png_that_breaks_between_its_chunks_is_skipped_too(tmp_path, caplog):
@@ -179,6 +179,23 @@ def test_a_png_that_breaks_between_its_chunks_is_skipped_too(tmp_path, caplog):
     assert len(sampler.pairs) == 1
     (warning,) = caplog.messages
     assert warning.startswith(f"skipping {broken}: broken PNG file")
+
+
+def test_photos_at_half_their_size_are_drawn_from_too_where_a_crop_fits(tmp_path):
+    paths = [
+        write_photo(tmp_path / "large.png", 33, 34),
+        write_photo(tmp_path / "small.png", 31, 16, seed=1),  # at half its size no crop fits
+    ]
+    sampler = PatchSampler(paths, crop=16, scale=4, seed=0, half_size=True)
+    photos = [load_rgb(path) for path in paths]
+    halved = shrink_bicubic(photos[0][:32], 2)
+    assert sampler.photos == 2
+    wanted = [crop_to_multiple(photo, 4) for photo in (photos[0], halved, photos[1])]
+    for (hr, lr), photo in zip(sampler.pairs, wanted, strict=True):
+        assert np.array_equal(hr.permute(1, 2, 0), photo)
+        assert np.array_equal(lr.permute(1, 2, 0), shrink_bicubic(photo, 4))
+    assert PatchSampler(paths, crop=16, scale=4, seed=0).photos == 2
+    assert len(PatchSampler(paths, crop=16, scale=4, seed=0).pairs) == 2
 
 
 def test_test_sets_are_the_folders_of_pictures_but_hidden_ones(tmp_path):

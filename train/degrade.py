@@ -225,10 +225,8 @@ class VideoSampler(PatchSampler):
     Args: as for `PatchSampler`.
     """
 
-    def __init__(
-        self, paths: Iterable[Path], *, crop: int, scale: int, seed: int, candidates: int = 1
-    ) -> None:
-        super().__init__(paths, crop=crop, scale=scale, seed=seed, candidates=candidates)
+    def __init__(self, paths: Iterable[Path], *, seed: int, **options: Any) -> None:
+        super().__init__(paths, seed=seed, **options)
         self._seed = seed
         workers = min(MOST_WORKERS, max(2, os.cpu_count() or 1))
         self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="degrade")

@@ -429,7 +429,7 @@ def train(
         report.pictures(step, lr[:4], sr[:4], hr[:4])
         account = {
             "commands": commands,
-            "data": f"{paths.data.name}, {len(sampler.pairs)} photos",
+            "data": f"{paths.data.name}, {sampler.photos} photos",
             "steps": step,
             "commit": commit,
             "config": asdict(config),
@@ -531,9 +531,14 @@ def make_sampler(config: TrainConfig, photos: list[Path], *, scale: int) -> Patc
     """Load the photos (see `PatchSampler`, `VideoSampler`)."""
     kind = VideoSampler if config.degradation == "video" else PatchSampler
     sampler = kind(
-        photos, crop=config.crop, scale=scale, seed=config.seed, candidates=config.candidates
+        photos,
+        crop=config.crop,
+        scale=scale,
+        seed=config.seed,
+        candidates=config.candidates,
+        half_size=config.half_size,
     )
-    log.info("%d photos, %.0f MB in memory", len(sampler.pairs), sampler.held_bytes / 1e6)
+    log.info("%d photos, %.0f MB in memory", sampler.photos, sampler.held_bytes / 1e6)
     return sampler
 
 
