@@ -108,6 +108,30 @@ def test_the_tool_makes_a_form_that_the_engine_takes(model, photos, capsys):
     assert 0 < error < ROUGH
 
 
+@needs_int8
+def test_a_compiled_network_trains_to_the_same_form(model, photos, monkeypatch):
+    compiled = []
+
+    def compile_without_kernels(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        compile_as_usual(module, backend="aot_eager")
+
+    compile_as_usual = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_kernels)
+    path = model.int8_path.parent / "tiny.safetensors"
+    command = ["--model", str(path), "--data", str(photos), "--eval", str(photos.parent)]
+    command += ["--steps", "2", "--batch", "1", "--crop", "32"]
+    forms = []
+    for flags in ([], ["--compile"]):
+        assert main([*command, *flags]) == 0
+        forms.append(load_int8(load_model(path)))
+    assert len(compiled) == 2
+    usual, quick = (form.state for form in forms)
+    assert usual.keys() == quick.keys()
+    for name, value in usual.items():
+        torch.testing.assert_close(quick[name], value, atol=1e-3, rtol=1e-3)
+
+
 def test_the_tool_says_in_one_line_what_is_wrong(model, photos, tmp_path, caplog):
     path = str(model.int8_path.parent / "tiny.safetensors")
     empty = tmp_path / "empty"

@@ -318,6 +318,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=8, metavar="N", help="patches a step (8)")
     p.add_argument("--crop", type=int, default=192, metavar="N", help="side of a patch at x4 (192)")
     p.add_argument("--learning-rate", type=float, default=1e-4, metavar="R", help="(1e-4)")
+    p.add_argument(
+        "--compile", action="store_true", help="torch.compile both networks: half the time"
+    )
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo (1)")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args(argv)
@@ -350,6 +353,9 @@ def quantise(options: argparse.Namespace) -> Int8Form:
     equalise(teacher, frames)
     net, layers = fake_quantised(teacher)
     calibrate(net, layers, frames)
+    if options.compile:
+        net.compile()
+        teacher.compile()
     train(
         net,
         teacher,
