@@ -8,7 +8,7 @@ from PIL import Image
 
 from engines.networks import build_network
 from engines.weights import load_model, save_weights
-from train.average import main
+from train.average import main, mean_network
 
 
 def save(path, seed, **config):
@@ -37,6 +37,16 @@ def test_the_mean_of_weights_is_scored_and_keeps_the_account_of_each(tmp_path):
     assert [account["sha256"] for account in accounts] == [load_model(f).sha256 for f in files]
     assert (mean.training["steps"], mean.training["data"]) == (6, "photos, 1 photos")
     assert 0 < mean.training["scores"]["Mine"]["psnr_y"] < 60
+
+
+def test_the_weights_that_a_mean_is_of_stay_as_they_are(tmp_path):
+    nets = [save(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]
+    models = [load_model(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
+    mean = mean_network(models).net.state_dict()
+    for net, model in zip(nets, models, strict=True):
+        for name, value in model.net.state_dict().items():
+            assert torch.equal(value, net.state_dict()[name])
+    assert any(not torch.equal(mean[n], value) for n, value in nets[0].state_dict().items())
 
 
 def test_what_has_no_mean_is_one_line(tmp_path, caplog):

@@ -11,11 +11,12 @@ those of the first, steps those of the longest.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ log = logging.getLogger("train")
 
 @torch.no_grad()
 def mean_network(models: Sequence[Model]) -> Model:
-    """Return the first of some models with the mean of all their weights.
+    """Return the first of some models, with the mean of all their weights; none is changed.
 
     Raises:
         ValueError: they are fewer than two, or of different networks.
@@ -48,8 +49,9 @@ def mean_network(models: Sequence[Model]) -> Model:
             )
     states = [model.net.state_dict() for model in models]
     mean = {name: torch.stack([s[name].double() for s in states]).mean(0) for name in states[0]}
-    first.net.load_state_dict(mean)
-    return first
+    net = copy.deepcopy(first.net)
+    net.load_state_dict(mean)
+    return replace(first, net=net)
 
 
 def main(argv: list[str] | None = None) -> int:
