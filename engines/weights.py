@@ -63,11 +63,11 @@ BUILT_IN: dict[str, BuiltIn] = {
     ),
     "srgan": BuiltIn(
         file="srgan.safetensors",
-        sha256="39dfc7d50596d96eed21c86eb98d1ec1267a4cba0788991201b160fdc691e2dc",
+        sha256="db35b8f41de2c7582542e380c869040518d33cab6952bf9d76ddd84e6ae58080",
         licence="MIT",
         summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
         texture_file="srgan-texture.safetensors",
-        texture_sha256="f89e039dea8112c3e6ca04bac75565c976a1030287db9b05f589fa5faaa529c4",
+        texture_sha256="6e76b1fed7d33f33cf2bcbabec81f6f9fa3c211341b206631d287ae263b9057e",
         default_texture=1.0,
     ),
 }
