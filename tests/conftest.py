@@ -28,7 +28,10 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none, or fail it where one is required."""
+    """Skip what needs a GPU where there is none, or fail it where one is required; cores too."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if item.get_closest_marker("two_cores") and (cores or 1) < 2:
+        pytest.skip("needs two CPU cores")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         if os.environ.get("VSR_REQUIRE_GPU") == "1":
             pytest.fail(NO_GPU, pytrace=False)

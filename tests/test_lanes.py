@@ -196,6 +196,7 @@ def test_the_tiles_of_a_frame_share_the_lanes():
 # --- OpenVINO -------------------------------------------------------------------------------------
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("network", ["srgan-lite", "srgan", "srcnn"])
 @pytest.mark.parametrize("finish", [None, ToPlanes(LAYOUT)])
 def test_openvino_gives_the_same_on_several_lanes(network, finish):
@@ -230,6 +231,7 @@ def test_frames_that_nobody_waits_for_disturb_no_other():
         engine.begin(torch.rand(1, 3, 21, 30))  # under way when the engine is closed
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_built_in_model_gives_the_same_bits_on_one_lane_and_on_two(precision):
     """An interrupted job may go on with another number of lanes, and ends in the same file."""
@@ -338,6 +340,7 @@ def test_memory_decides_how_many_lanes_there_are(free, lanes, monkeypatch):
     assert memory.automatic_lanes(engine, (200, 250)) == 1
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("options", [{}, {"tile": 16}, {"tile": 16, "changed_only": True}])
 def test_a_job_uses_its_lanes_and_makes_the_same_clip(options, tiny_weights, tmp_path, monkeypatch):
     source = write_clip(tmp_path / "in.mp4", pts=tuple(range(0, 4000, 400)))

@@ -282,7 +282,13 @@ def test_the_source_is_never_overwritten(tiny_weights, tmp_path):
         upscale(source, source, model=tiny_weights, overwrite=True)
 
 
-@pytest.mark.parametrize("stage", ["to_rgb", "engine", "begin", "from_rgb", "write", "progress"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *("to_rgb", "engine", "from_rgb", "write", "progress"),
+        pytest.param("begin", marks=pytest.mark.two_cores),
+    ],
+)
 def test_an_error_in_any_stage_leaves_no_file_and_no_thread(
     stage, plain_clip, tiny_weights, tmp_path, monkeypatch
 ):
