@@ -63,7 +63,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     ),
     "srgan": BuiltIn(
         file="srgan.safetensors",
-        sha256="db35b8f41de2c7582542e380c869040518d33cab6952bf9d76ddd84e6ae58080",
+        sha256="3865c25fea031912ff637b497f009ebef2b49f020a819d58d627efe1de184936",
         licence="MIT",
         summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
         texture_file="srgan-texture.safetensors",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from engines.weights import BUILT_IN, load_model
 
@@ -30,6 +32,17 @@ def test_a_built_in_model_has_a_card_and_an_account_of_its_training(name, textur
         assert f"{score['psnr_y']:.2f}" in card
         if score["lpips"] is not None:
             assert f"{score['lpips']:.3f}" in card
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("engines/weights/*.safetensors"), *ROOT.glob("benchmarks/baselines/*.safetensors")],
+    ids=lambda path: path.name,
+)
+def test_no_account_tells_where_files_lay_on_the_machine_that_trained(path):
+    with safe_open(path, "pt") as file:
+        account = json.dumps(file.metadata())
+    assert not re.search(r"""(^|[\s"'=])(/|~/|[A-Z]:)[\w.]""", account)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -30,6 +30,7 @@ from train.srgan import (
     Adversary,
     Pace,
     RunPaths,
+    describe_command,
     discriminator_step,
     generator_terms,
     main,
@@ -814,6 +815,14 @@ def test_resuming_takes_the_checkpoints_configuration_unless_told(tmp_path, phot
     assert first.startswith("python -m train.srgan --data ")
     assert first.endswith("--steps 2 --optimizer muon")
     assert second.endswith("--resume --steps 3")
+
+
+def test_the_account_of_weights_does_not_tell_where_folders_lie(tmp_path):
+    argv = ["--data", str(tmp_path / "photos"), f"--out={tmp_path / 'a b'}", "--steps", "2"]
+    argv += ["--eval", "../sets", "--resume"]
+    assert describe_command("train.srgan", argv) == (
+        "python -m train.srgan --data photos '--out=a b' --steps 2 --eval ../sets --resume"
+    )
 
 
 def test_ctrl_c_keeps_a_checkpoint_and_exits_cleanly(tmp_path, photos):

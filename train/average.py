@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from engines.weights import Model, load_model, save_weights
 from train.data import find_sets
 from train.parallel import join_world
 from train.perceptual import find_feature_files
-from train.srgan import describe_commit, find_lpips, score
+from train.srgan import describe_command, describe_commit, find_lpips, score
 
 log = logging.getLogger("train")
 
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--eval", type=Path, metavar="FOLDER", help="test sets, each a folder")
     p.add_argument("--features", type=Path, nargs="+", default=[], help="LPIPS, for the scores")
     options = p.parse_args(argv)
-    command = "python -m train.average " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = describe_command("train.average", argv)
     try:
         models = [load_model(path) for path in options.weights]
         accounts = [{"sha256": m.sha256, "training": m.training} for m in models]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -103,8 +104,8 @@ class PatchSampler:
         scale: the factor of the network.
         candidates: of this many random places the one with the most detail is taken; most of a
             photo is smooth, and teaches little.
-        half_size: hold each photo at half its size too, if a crop still fits: twice the detail a
-            pixel, half the traces of its camera and its JPEG. Memory: a quarter more.
+        half_size: hold each photo at half its size too, if a crop still fits: denser detail, and
+            fainter traces of its camera and its JPEG. Memory: a quarter more.
         seed: of the random draws; `state` and `load_state` carry them over a restart.
 
     Raises:
@@ -125,10 +126,10 @@ class PatchSampler:
             raise ValueError(f"crop must be a multiple of the scale {scale}, got {crop}")
         self.lr_crop = crop // scale
         self.candidates = candidates
-        self.half_size = half_size
         self.scale = scale
+        load = partial(self._load, half_size=half_size)
         with ThreadPoolExecutor() as pool:
-            loaded = [pairs for pairs in pool.map(self._load, paths) if pairs]
+            loaded = [pairs for pairs in pool.map(load, paths) if pairs]
         self.photos = len(loaded)
         self.pairs = [pair for pairs in loaded for pair in pairs]
         if not self.pairs:
@@ -140,7 +141,7 @@ class PatchSampler:
         """Memory the decoded photos take."""
         return sum(hr.nbytes + lr.nbytes for hr, lr in self.pairs)
 
-    def _load(self, path: Path) -> list[tuple[Tensor, Tensor]]:
+    def _load(self, path: Path, *, half_size: bool) -> list[tuple[Tensor, Tensor]]:
         crop = self.lr_crop * self.scale
         try:
             photo = load_rgb(path)
@@ -151,7 +152,7 @@ class PatchSampler:
             log.warning("skipping %s: %dx%d is smaller than a crop", path, *photo.shape[1::-1])
             return []
         sizes = [photo]
-        if self.half_size and min(photo.shape[:2]) >= 2 * crop:
+        if half_size and min(photo.shape[:2]) >= 2 * crop:
             sizes.append(shrink_bicubic(crop_to_multiple(photo, 2), 2))
         return [self._pair(one) for one in sizes]
 

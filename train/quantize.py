@@ -319,7 +319,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--crop", type=int, default=192, metavar="N", help="side of a patch at x4 (192)")
     p.add_argument("--learning-rate", type=float, default=1e-4, metavar="R", help="(1e-4)")
     p.add_argument(
-        "--compile", action="store_true", help="torch.compile both networks: half the time"
+        "--compile", action="store_true", help="torch.compile both networks: quicker steps"
     )
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo (1)")
     p.add_argument("--seed", type=int, default=0)
@@ -373,7 +373,7 @@ def quantise(options: argparse.Namespace) -> Int8Form:
         closing(create_engine(model, backend="openvino", precision="int8")) as int8,
     ):
         gate = measure(fp32, int8, sets, scale=model.scale)
-    trained_by = ("steps", "batch", "crop", "learning_rate", "every", "seed")
+    trained_by = ("steps", "batch", "crop", "learning_rate", "compile", "every", "seed")
     gate |= {name: getattr(options, name) for name in trained_by}
     form = replace(form, gate=gate)
     write_forms(path, [*others, form])

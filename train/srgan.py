@@ -612,6 +612,24 @@ def score(net: Network, sets: list[Path], lpips: LPIPS | None = None) -> dict[st
     }
 
 
+def describe_command(module: str, argv: list[str] | None) -> str:
+    """Return a command line for the metadata of weights: of absolute paths the last part alone.
+
+    Where they lie on the machine that trains tells the reader of a published file nothing.
+
+    Args:
+        module: what `python -m` runs.
+        argv: its arguments; None: those of this process.
+    """
+    arguments = []
+    for argument in sys.argv[1:] if argv is None else argv:
+        is_flag = argument.startswith("-")
+        flag, equals, value = argument.partition("=") if is_flag else ("", "", argument)
+        path = Path(value)
+        arguments.append(flag + equals + (path.name if path.is_absolute() else value))
+    return f"python -m {module} {shlex.join(arguments)}"
+
+
 def describe_commit() -> str:
     """Return the commit of the code that trains, or "unknown" outside a checkout."""
     try:
@@ -692,7 +710,7 @@ def main(argv: list[str] | None = None) -> int:
     given = chosen(arguments, (field.name for field in fields(TrainConfig)))
     recipe, system = arguments["recipe"], arguments["system"]
     out = arguments["out"] or Path("runs") / (recipe or system or "paper")
-    command = "python -m train.srgan " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = describe_command("train.srgan", argv)
     paths = RunPaths(
         data=arguments["data"],
         out=out,
