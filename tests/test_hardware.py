@@ -336,7 +336,6 @@ def test_a_job_is_another_one_with_another_decoder(plain_clip, tiny_weights):
 def test_a_job_whose_clip_nvdec_decodes_ends_in_the_same_output(
     nvdec_stand_in, monkeypatch, tmp_path, tiny_weights
 ):
-    # whole macroblocks: of others x264 does not always make the same bits twice
     clip = write_clip(tmp_path / "in.mp4", size=(48, 64))
 
     def upscale(name):

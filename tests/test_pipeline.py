@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import write_clip
 from media import probe
+from PIL import Image
 
 import vsr
 from engines import create_engine, load_model
@@ -332,6 +333,25 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
     engine = create_engine(model, backend="pytorch")
     key = job_key(config, model, engine, (76, 100), decoder="cpu")
     assert key["precision"] == "fp32"
+
+
+def test_a_clip_whose_look_ahead_avx512_gets_wrong_ends_in_the_same_bits(tiny_weights, tmp_path):
+    # of 12 jobs two kinds of output come out where x264 is left alone on a CPU with AVX-512
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    wide = np.asarray(Image.fromarray(noise).resize((130, 100), Image.Resampling.BICUBIC))
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25, width=100, height=100)
+        stream.pix_fmt = "yuv420p"
+        for index in range(12):
+            pixels = np.ascontiguousarray(wide[:, index : index + 100])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    outputs = set()
+    for index in range(12):
+        output = tmp_path / f"{index}.mp4"
+        vsr.upscale(tmp_path / "in.mkv", output, model=tiny_weights, backend="pytorch", threads=2)
+        outputs.add(output.read_bytes())
+    assert len(outputs) == 1
 
 
 def test_a_frame_lost_on_the_way_is_an_error(plain_clip, tiny_weights, tmp_path, monkeypatch):

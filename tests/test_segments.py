@@ -43,11 +43,7 @@ def _short_segments(monkeypatch):
 
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory) -> Path:
-    """50 frames: two whole segments and a half; with sound and B-frames.
-
-    Twice as large it is a multiple of 16 in each direction: at other small sizes two runs of x264
-    may differ in bits, which no test here is about.
-    """
+    """50 frames: two whole segments and a half; with sound and B-frames."""
     return write_clip(
         tmp_path_factory.mktemp("clips") / "long.mp4", size=(40, 56),
         pts=tuple(range(0, 25600, 512)), audio_seconds=2,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from engines.x264 import x264_params
 from train.data import PatchSampler
 
 FRAMES = 6  # a clip: enough for I, P and B frames
@@ -150,7 +151,10 @@ def through_encoder(
         encoder.options = codec.options
     else:
         encoder.bit_rate = 0
-        encoder.options = codec.options | {"crf": str(quality)}
+        words = x264_params() if codec.encoder == "libx264" else ""
+        encoder.options = (
+            codec.options | {"crf": str(quality)} | ({"x264-params": words} if words else {})
+        )
     decoder: Any = av.CodecContext.create(codec.decoder, "r")
     decoder.thread_count = 1
     packets = []
