@@ -86,8 +86,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "--optimizer adam": {"optimizer": "adam", "learning_rate": 1e-3},
         "--loss mse": {"loss": "mse"},
         "--luma-weight 0": {"luma_weight": 0.0},
-        "--candidates 4": {"candidates": 4},
-        "--half-size": {"half_size": True},
         "--ema 0": {"ema": 0.0},
     },
     "gan": {
@@ -102,7 +100,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "--spectral-norm": {"spectral_norm": True},
         "--discriminator unet": {"discriminator": "unet"},
         "--r1-weight 1": {"r1_weight": 1.0},
-        "--half-size": {"half_size": True},
         "--degradation bicubic": {"degradation": "bicubic"},
     },
 }

@@ -37,22 +37,22 @@ Picture = NDArray[np.uint8]
 
 
 def score_clips(
-    folder: Path,
+    clips: dict[str, list[Picture]],
     upscalers: dict[str, Callable[[Tensor], Tensor]],
     distances: Mapping[str, Distance],
     *,
     kept: dict[str, dict[str, dict[str, float]]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score upscalers on the clips of a folder, print a table, return its rows.
+    """Score upscalers on clips, print a table, return its rows.
 
     Args:
-        folder: of video files; folders in it are not looked at.
+        clips: by name (see `read_clips`).
         upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
         distances: by the names in EVERY; others are not measured.
         kept: scores by name that are known already; those that lack a distance are not taken.
     """
-    clips = {path.stem: read_middle(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    print(f"\n{len(clips)} clips, {FRAMES} frames each, shrunk by {SCALE}, through x264")
+    count = sum(map(len, clips.values()))
+    print(f"\n{len(clips)} clips, {count} frames, shrunk by {SCALE}, through x264")
     print(f"{'':<22}" + "".join(f"{f'CRF {crf}':^36}" for crf in QUALITIES))
     print(f"{'':<22}" + f"{'PSNR-Y':>9}{'LPIPS':>9}{'DISTS':>9}{'flicker':>9}" * len(QUALITIES))
     distances = {name: distances[name] for name in EVERY if name in distances}
@@ -102,11 +102,29 @@ def score_clip(
     return found
 
 
+def read_clips(folder: Path) -> dict[str, list[Picture]]:
+    """Read the middles of the clips of a folder, by name; folders in it are not looked at.
+
+    Raises:
+        ValueError: a file is no clip, or too short.
+    """
+    return {path.stem: read_middle(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
 def read_middle(path: Path) -> list[Picture]:
-    """Read the middle of some frames of a clip as (H, W, 3) uint8 RGB, sides divisible by 8."""
-    with av.open(str(path)) as container:
-        frames = islice(container.decode(video=0), FIRST, FIRST + FRAMES)
-        pictures = [frame.to_ndarray(format="rgb24", threads=1) for frame in frames]
+    """Read the middle of some frames of a clip as (H, W, 3) uint8 RGB, sides divisible by 8.
+
+    Raises:
+        ValueError: it cannot be decoded, or has no two frames after those left out.
+    """
+    try:
+        with av.open(str(path)) as container:
+            frames = islice(container.decode(video=0), FIRST, FIRST + FRAMES)
+            pictures = [frame.to_ndarray(format="rgb24", threads=1) for frame in frames]
+    except (av.FFmpegError, IndexError) as error:  # IndexError: there is no video stream
+        raise ValueError(f"{path} cannot be read as a clip: {error}") from error
+    if len(pictures) < 2:
+        raise ValueError(f"{path} is too short: it needs {FIRST + 2} frames, better more")
     height, width = (min(SIDE, side) // 8 * 8 for side in pictures[0].shape[:2])
     top, left = (pictures[0].shape[0] - height) // 2, (pictures[0].shape[1] - width) // 2
     return [picture[top : top + height, left : left + width] for picture in pictures]

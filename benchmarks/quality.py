@@ -18,7 +18,7 @@ Networks run in float32 on the CPU, without tiling. Bicubic is Pillow's, from th
 With `--features` (default: shared/data/perceptual): LPIPS 0.1 over AlexNet, and on the small sets
 LPIPS over VGG16 and DISTS (Ding et al. 2020), of whole pictures; on the clips LPIPS over AlexNet
 and DISTS. Built-in texture ends were trained on LPIPS, most of their steps over VGG16, the first
-ones over AlexNet; on DISTS nothing was.
+ones over AlexNet; on DISTS nothing was, but it looks through VGG16 too.
 
 Clips: with `--clips` (default: shared/data/clips), the middle of each clip, shrunk and put through
 x264; see benchmarks/compressed.py. `--figure` draws one crop with all systems side by side.
@@ -46,7 +46,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.compressed import score_clips  # noqa: E402
+from benchmarks.compressed import read_clips, score_clips  # noqa: E402
 from benchmarks.figure import draw_figure  # noqa: E402
 from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines.errors import WeightsError  # noqa: E402
@@ -158,6 +158,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "sha256": model.sha256,
             "parameters": count_parameters(model.net),
             "macs_per_lr_pixel": macs_per_lr_pixel(model.net),
+            "features": model.training.get("features"),
         }
         old = kept.get(about["sha256"], {}).get("row")
         if old is not None and is_complete(old["scores"], sets, distances):
@@ -167,6 +168,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             rows.append(scored(about, model.net, sets, distances) | {"commit": card["commit"]})
         upscalers[name] = model.net
     print(f"\n{reference_line(sets)}")
+    for name, features in stand_ins(systems).items():
+        print(f"{name}: {features}")
     document = {
         "benchmark": "quality",
         "environment": card,
@@ -186,22 +189,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if options.clips.is_dir():
+        clips = read_clips(options.clips)
+        document["clip_frames"] = {name: len(frames) for name, frames in clips.items()}
         old_clips = {
             name: kept[model.sha256]["clips"]
             for name, model in systems.items()
             if kept.get(model.sha256, {}).get("clips")
+            and kept[model.sha256]["clip_frames"] == document["clip_frames"]
         }
-        document["clips"] = score_clips(options.clips, upscalers, distances, kept=old_clips)
+        document["clips"] = score_clips(clips, upscalers, distances, kept=old_clips)
     if options.figure is not None:
         photo = options.figure_of or find_photos(sets[0])[0]
-        draw_figure(options.figure, photo, upscalers, distances.get("lpips"))
+        stand_in = stand_ins(systems)
+        shown = {
+            name + " (VGG16)" * (name in stand_in): upscale for name, upscale in upscalers.items()
+        }
+        draw_figure(options.figure, photo, shown, distances.get("lpips"))
     return document
 
 
-def find_kept(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what an earlier document has of each weights file, by its SHA-256: "row", "clips".
+def stand_ins(systems: dict[str, Model]) -> dict[str, str]:
+    """Return what stood in for the paper's feature network, by the system trained on it."""
+    features = {name: model.training.get("features") or "" for name, model in systems.items()}
+    return {name: text for name, text in features.items() if "standing in" in text}
 
-    Nothing where the protocol was another, or there is no document.
+
+def find_kept(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what an earlier document has of each weights file, by its SHA-256.
+
+    "row" and "clips" are the scores, "clip_frames" tells which clips those are of. Nothing where
+    the protocol was another, or there is no document.
     """
     if not path.exists():
         return {}
@@ -211,7 +228,11 @@ def find_kept(path: Path) -> dict[str, dict[str, Any]]:
     clips = {row["name"]: row["scores"] for row in document.get("clips", [])}
     measured = {"commit": document["environment"]["commit"]}
     return {
-        row["sha256"]: {"row": measured | row, "clips": clips.get(row["name"])}
+        row["sha256"]: {
+            "row": measured | row,
+            "clips": clips.get(row["name"]),
+            "clip_frames": document.get("clip_frames"),
+        }
         for row in document["rows"]
         if "sha256" in row
     }

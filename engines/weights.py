@@ -144,9 +144,8 @@ def load_model(source: str | Path, *, texture: float | None = None) -> Model:
     path = Path(source)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise WeightsError(
-            f"{path} is a pickle, which can run code: not loaded. If you trust it, convert it with "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'x.safetensors'), or "
-            "take the weights.safetensors that train.srgan writes beside its checkpoint"
+            f"{path} is a pickle, which can run code: not loaded. Take the weights.safetensors "
+            "that train.srgan writes beside its checkpoint"
         )
     try:
         model = _load(path.stem, path.read_bytes(), str(path))

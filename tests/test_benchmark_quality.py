@@ -155,7 +155,8 @@ def test_clips_are_scored_by_each_distance_on_its_own_frames(quality, clips, mon
         return distance
 
     distances = {name: counted(name) for name in (*calls, "lpips_vgg")}
-    score = importlib.import_module("benchmarks.compressed").score_clips
+    compressed = importlib.import_module("benchmarks.compressed")
+    score, clips = compressed.score_clips, compressed.read_clips(clips)
     rows = score(clips, {"bicubic": quality.enlarge_bicubic}, distances)
     assert calls == {"lpips": 2 * 3, "dists": 2 * 2}  # of 6 frames, in two qualities
     found = rows[0]["scores"]["crf 23"]
@@ -167,7 +168,8 @@ def test_clips_are_scored_by_each_distance_on_its_own_frames(quality, clips, mon
 
 
 def test_kept_scores_that_lack_a_distance_are_measured_anew(quality, clips, capsys):
-    score = importlib.import_module("benchmarks.compressed").score_clips
+    compressed = importlib.import_module("benchmarks.compressed")
+    score, clips = compressed.score_clips, compressed.read_clips(clips)
     few = {"lpips": lambda a, b: torch.ones(1)}
     upscalers = {"bicubic": quality.enlarge_bicubic}
     rows = score(clips, upscalers, few)
@@ -175,6 +177,62 @@ def test_kept_scores_that_lack_a_distance_are_measured_anew(quality, clips, caps
     again = score(clips, upscalers, more, kept={"bicubic": rows[0]["scores"]})
     assert again[0]["scores"]["crf 28"]["dists"] == 1
     capsys.readouterr()
+
+
+def test_kept_scores_of_other_clips_are_measured_anew(tmp_path, sets, clips, quality, monkeypatch):
+    save_lite(tmp_path / "own.safetensors")
+    monkeypatch.setattr(quality, "BUILT_IN", {})
+    monkeypatch.setattr(quality, "BASELINES", {})
+    kept = []
+    original = quality.score_clips
+
+    def score(*arguments, **options):
+        kept.append([*options["kept"]])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(quality, "score_clips", score)
+    options = ["--eval", sets, "--json", tmp_path / "q.json", "--clips", clips, "--features", sets]
+    options += ["--weights", tmp_path / "own.safetensors", "--baselines", tmp_path / "absent"]
+    options = [*map(str, options), "--keep"]
+    for _ in range(2):
+        assert quality.main(options) == 0
+    write_clip(clips / "b.mp4", size=(64, 80), pts=tuple(range(0, 13 * 512, 512)))
+    assert quality.main(options) == 0
+    assert kept == [[], ["own"], []]
+    document = json.loads((tmp_path / "q.json").read_text())
+    assert document["clip_frames"] == {"a": 6, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"# Clips", "README.md cannot be read as a clip"),
+        ("short.mp4", 11, "short.mp4 is too short: it needs 12 frames"),
+    ],
+)
+def test_a_file_that_is_no_clip_to_score_is_named(clips, name, content, message):
+    if isinstance(content, bytes):
+        (clips / name).write_bytes(content)
+    else:
+        write_clip(clips / name, size=(64, 80), pts=tuple(range(0, content * 512, 512)))
+    read_clips = importlib.import_module("benchmarks.compressed").read_clips
+    with pytest.raises(ValueError, match=message):
+        read_clips(clips)
+
+
+def test_what_stood_in_for_a_feature_network_is_told(tmp_path, sets, quality, monkeypatch, capsys):
+    net = build_network("srgan-lite", {"channels": 8, "blocks": 1}, deployed=True)
+    features = "VGG16 conv5_3, standing in for VGG19 conv5_4"
+    training = {"features": features}
+    save_weights(tmp_path / "own.safetensors", net, network="srgan-lite", training=training)
+    monkeypatch.setattr(quality, "BUILT_IN", {})
+    monkeypatch.setattr(quality, "BASELINES", {})
+    options = ["--eval", sets, "--json", tmp_path / "q.json", "--clips", tmp_path / "absent"]
+    options += ["--weights", tmp_path / "own.safetensors", "--features", sets]
+    options += ["--baselines", tmp_path / "absent"]
+    assert quality.main([str(option) for option in options]) == 0
+    assert f"own: {features}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "q.json").read_text())["rows"][1]["features"] == features
 
 
 def bicubic_psnr(path):

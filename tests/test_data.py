@@ -68,6 +68,18 @@ def test_a_grey_photo_becomes_three_equal_channels(tmp_path):
     assert np.array_equal(load_rgb(tmp_path / "grey.png"), np.stack([grey] * 3, axis=2))
 
 
+def test_sixteen_bits_of_grey_become_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(3, axis=0)
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    assert np.array_equal(load_rgb(tmp_path / "grey.png")[1, :, 2], np.arange(256))
+
+
+def test_samples_whose_range_nobody_knows_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="samples of 32 bits"):
+        load_rgb(tmp_path / "float.tif")
+
+
 def test_cropping_cuts_the_right_and_lower_edge():
     photo = smooth_photo(11, 14)
     assert np.array_equal(crop_to_multiple(photo, 4), photo[:8, :12])

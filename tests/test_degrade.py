@@ -145,6 +145,18 @@ def test_a_restart_draws_what_an_unbroken_run_draws(photos):
             assert torch.equal(a, b)
 
 
+def test_of_a_large_photo_a_clip_shows_a_window_anywhere_in_it(tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((900, 1300, 3), np.uint8)).save(path)
+    sampler = VideoSampler([path], crop=96, scale=4, seed=0)
+    clips = [clip.result() for clip in sampler._clips]
+    assert {tuple(clip.frames[0].shape) for clip in clips} == {(3, 112, 112)}  # of 448 pixels
+    places = np.array([clip.places[0] for clip in clips])
+    assert (places.min(axis=0) < 100).all()
+    assert places[:, 0].max() > 350  # of 900 - 448
+    assert places[:, 1].max() > 700  # of 1300 - 448
+
+
 def test_a_photo_of_just_one_crop_is_used_undegraded(tmp_path):
     Image.fromarray(smooth_frames(1, 36)[0]).save(tmp_path / "a.png")
     sampler = VideoSampler([tmp_path / "a.png"], crop=36, scale=4, seed=0)

@@ -41,6 +41,16 @@ def test_the_discriminator_is_the_papers_layer_by_layer():
     assert not layers_of(net, nn.Sigmoid)
 
 
+@pytest.mark.parametrize("name", ["paper", "unet"])
+def test_it_sees_pictures_in_the_papers_range(name):
+    net = DISCRIMINATORS[name](16, channels=4)
+    seen = []
+    first = layers_of(net, nn.Conv2d)[0]
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1).expand(2, 3, 16, 16))
+    assert [seen[0][:, c].unique().tolist() for c in range(3)] == [[-1], [0], [1]]
+
+
 @pytest.mark.parametrize("crop", [16, 32, 96, 112])
 @pytest.mark.parametrize("spectral_norm", [False, True])
 def test_any_crop_divisible_by_16_gives_one_number_a_picture(crop, spectral_norm):

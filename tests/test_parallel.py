@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 import socket
 import subprocess
@@ -119,6 +120,11 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path, phot
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stderr
+    with (tmp_path / "one" / "log.csv").open() as a, (tmp_path / "two" / "log.csv").open() as b:
+        rows = [*csv.DictReader(a)], [*csv.DictReader(b)]
+    for one, two in zip(*rows, strict=True):  # the losses of all processes, not of the first
+        for name in ("loss", "content", "adversarial", "discriminator", "pixel"):
+            assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), abs=2e-6)
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
     assert one["step"] == two["step"] == 3
     assert one["config"] == two["config"]

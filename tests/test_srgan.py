@@ -143,6 +143,7 @@ def test_each_system_has_the_papers_losses_whatever_the_recipe(recipe, name, net
     added = (config.pixel_weight, config.lpips_weight, config.grid_weight, config.r1_weight)
     assert added == (0, 0, 0, 0)
     assert (config.content_weight, config.discriminator) == (1, "paper")
+    assert not config.spectral_norm
     assert content in (None, config.content)
     assert config.recipe == (recipe or "paper")
 
@@ -159,10 +160,24 @@ def test_a_single_value_goes_over_a_system_over_a_recipe():
     assert (config.network, config.loss, config.luma_weight) == ("srgan", "mse", 0.5)
 
 
-def test_a_resumed_run_keeps_its_own_values_whatever_set_it_is_named_by():
-    resumed = asdict(TrainConfig(lpips_weight=0.3, loss="l1"))
-    config = combine("cpu", "srgan-vgg54", {"seed": 7}, resumed=resumed)
+@pytest.mark.parametrize("system", [None, "srgan-vgg54"])
+@pytest.mark.parametrize("recipe", [None, "paper"])
+def test_a_resumed_run_keeps_its_own_values(recipe, system):
+    resumed = asdict(TrainConfig(channels=8, learning_rate=3e-4))
+    config = combine(recipe, system, {"seed": 7}, resumed=resumed)
     assert asdict(config) == resumed | {"seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "system", "message"),
+    [
+        ("cpu", None, "the run to resume is of the recipe paper, not cpu"),
+        (None, "srgan-vgg54", r"the run to resume is not of srgan-vgg54: its loss is l1"),
+    ],
+)
+def test_a_set_that_a_run_to_resume_is_not_of_is_refused(recipe, system, message):
+    with pytest.raises(ValueError, match=message):
+        combine(recipe, system, {"seed": 7}, resumed=asdict(TrainConfig(loss="l1")))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +297,40 @@ def test_a_run_on_degraded_video_resumes_exactly(tmp_path, photos):
     broken = RunPaths(data=photos, out=tmp_path / "broken")
     first = stop_after(2, config, broken)
     assert first + train(config, broken, resume=True) == expected
+
+
+@pytest.mark.parametrize("before", ["bicubic", "video"])
+def test_a_run_goes_on_with_another_degradation(tmp_path, photos, before):
+    after = "video" if before == "bicubic" else "bicubic"
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(replace(TINY, degradation=before), paths)
+    losses = train(replace(TINY, degradation=after, steps=6), paths, resume=True)
+    assert len(losses) == 2
+
+
+def test_resuming_repeats_the_places_that_lpips_is_seen_from(tmp_path, photos, gan, monkeypatch):
+    monkeypatch.setattr("train.srgan.load_lpips", lambda *_, **__: gan[2].lpips)
+    config = replace(TINY_GAN, crop=32, lpips_weight=1.0)
+    expected = train(config, RunPaths(data=photos, out=tmp_path / "unbroken"))
+    broken = RunPaths(data=photos, out=tmp_path / "broken")
+    first = stop_after(5, config, broken)
+    torch.manual_seed(99)
+    assert first + train(config, broken, resume=True) == expected
+
+
+def test_the_gan_stage_goes_on_from_the_average_with_optimizers_of_its_own(tmp_path, photos):
+    config = replace(TINY_GAN, optimizer="muon", learning_rate=0.1, gan_learning_rate=1e-12)
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(config, paths, pace=Pace(save=4))
+    state = load_checkpoint(paths.checkpoint)
+    began = load_model(paths.fidelity).net.state_dict()
+    ended = build_network("srgan-lite", {"channels": 8, "blocks": 1}, deployed=True)
+    folded = build_network("srgan-lite", {"channels": 8, "blocks": 1})
+    folded.load_state_dict(state["net"])
+    ended.load_state_dict(fold(folded).state_dict())
+    for name, value in ended.state_dict().items():  # not where the last step of Muon was
+        torch.testing.assert_close(value, began[name], rtol=0, atol=1e-6)
+    assert len(state["optimizers"]) == 1  # Adam's alone
 
 
 def test_the_gan_stage_begins_from_the_averaged_weights_and_keeps_them(tmp_path, photos):
@@ -455,6 +504,21 @@ def test_a_step_of_the_discriminator_moves_it_and_nothing_else(gan):
     assert all(not torch.equal(after[name], judge[name]) for name in judge if "weight" in name)
 
 
+@pytest.mark.parametrize("name", ["paper", "unet"])
+def test_the_discriminator_learns_which_are_the_photographs(gan, name):
+    config, _, adversary, _, hr = gan
+    torch.manual_seed(0)
+    judge = DISCRIMINATORS[name](32, channels=4)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=1e-3)
+    adversary = replace(adversary, discriminator=judge, optimizer=optimizer)
+    sr = hr.roll(1, 0) * 0.5
+    for _ in range(20):
+        told = discriminator_step(config, adversary, sr, hr, ALONE)
+    with torch.no_grad():
+        assert judge(hr).mean() > judge(sr).mean() + 0.1
+    assert told["discriminator"] < 2 * np.log(2)  # that of one who guesses
+
+
 def test_a_step_of_the_generator_moves_it_and_nothing_else(gan):
     config, net, adversary, lr, hr = gan
     (optimizer,) = make_optimizers(config, net, gan=True)
@@ -535,6 +599,71 @@ def test_a_run_leaves_a_checkpoint_a_log_and_weights(tmp_path, photos, network):
     average = build_network(network, config.network_config())
     average.load_state_dict(state["average"])
     assert equal_states(model.net.state_dict(), fold(average).state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"degradation": "video"},
+        {"candidates": 4},
+        {"half_size": True},
+        {"discriminator_channels": 8},
+        {"spectral_norm": True},
+        {"discriminator": "unet"},
+        {"luma_weight": 1.0},
+        {"loss": "l1"},
+        {"optimizer": "muon"},
+        {"norm": "batch", "network": "srgan"},
+        {"adversarial_weight": 1.0},
+        {"content_weight": 2.0},
+        {"pixel_weight": 2.0},
+        {"grid_weight": 1.0},
+        {"r1_weight": 1.0},
+        {"amp": True},
+        {"gan_learning_rate": 1e-2},
+        {"warmup_steps": 1},
+        {"cooldown_steps": 0},
+        {"ema": 0.0},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_each_flag_makes_another_run(tmp_path, photos, changes):
+    network = changes.get("network", "srgan-lite")
+    base = replace(TINY_GAN, network=network, norm="none", warmup_steps=2)
+    texts = []
+    for index, config in enumerate((base, replace(base, **changes))):
+        paths = RunPaths(data=photos, out=tmp_path / str(index))
+        losses = train(config, paths)
+        with (paths.out / "log.csv").open(newline="") as file:
+            log = [{k: v for k, v in row.items() if k != "busy"} for row in csv.DictReader(file)]
+        weights = load_model(paths.weights).net.state_dict()
+        sums = {name: value.double().abs().sum().item() for name, value in weights.items()}
+        texts.append(str((losses, log, sums)))
+    assert texts[0] != texts[1]
+
+
+def test_a_run_writes_curves_and_pictures_for_tensorboard(tmp_path, photos):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    arguments = [*TINY_ARGUMENTS, "--steps", "2", "--data", str(photos), "--out", str(tmp_path)]
+    assert main([*arguments, "--eval-every", "1", "--tensorboard"]) == 0
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2]
+    assert [event.step for event in found.Images("input, output, original")] == [1, 2]
+    picture = found.Images("input, output, original")[0]
+    assert (picture.height, picture.width) == (2 * 16, 3 * 16)  # a row for each of two patches
+
+
+def test_help_shows_three_worked_examples_that_the_command_line_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    commands = [line.split("train.srgan ", 1)[1] for line in text.splitlines()
+                if line.strip().startswith("python -m train.srgan --")]  # fmt: skip
+    assert len(commands) >= 3
+    for command in commands:
+        train_module.parser().parse_args(command.split())
 
 
 @pytest.mark.parametrize("network", ["srgan", "srgan-lite"])
@@ -636,13 +765,53 @@ def test_a_log_takes_columns_that_come_later(tmp_path, photos):
 
 def test_a_log_with_a_line_longer_than_its_columns_can_be_gone_on_with(tmp_path):
     (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n2,0.4,30.1,0.8\n")
-    Report(tmp_path, tensorboard=False).evaluation(3, {"loss": 0.3}, {}, busy=1.0)
+    Report(tmp_path, tensorboard=False, step=2).evaluation(3, {"loss": 0.3}, {}, busy=1.0)
     with (tmp_path / "log.csv").open(newline="") as file:
         assert [(row["step"], row["loss"][:3]) for row in csv.DictReader(file)] == [
             ("1", "0.5"),
             ("2", "0.4"),
             ("3", "0.3"),
         ]
+
+
+def test_a_log_forgets_what_a_crashed_run_told_of_steps_that_come_again(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(TINY, paths, pace=Pace(evaluate=1))
+    state = load_checkpoint(paths.checkpoint)
+    with (tmp_path / "log.csv").open("a") as file:  # of steps after the last checkpoint
+        file.write("5,0.1\n6,0.1\n")
+    train(replace(TINY, steps=6), paths, resume=True, pace=Pace(evaluate=1))
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert state["step"] == 4
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert all(row["busy"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), r"Own/1\.png: .*truncated"),
+        (lambda path: Image.new("RGB", (18, 40)).save(path), r"Own/1\.png: 16x40 is too small"),
+    ],
+)
+def test_a_picture_that_cannot_be_scored_is_named_before_the_first_step(
+    tmp_path, photos, spoil, message
+):
+    shutil.copytree(photos, tmp_path / "eval" / "Own")
+    spoil(tmp_path / "eval" / "Own" / "1.png")
+    with pytest.raises(ValueError, match=message):
+        train(TINY, RunPaths(data=photos, out=tmp_path / "out", eval=tmp_path / "eval"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_fidelity_weights_are_of_the_end_of_their_stage_after_a_crash_too(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(TINY, paths)
+    paths.weights.unlink()  # nothing was published, or of another step
+    train(TINY_GAN, paths, resume=True)
+    assert load_model(paths.fidelity).training["steps"] == 4
+    assert load_model(paths.weights).training["steps"] == 8
 
 
 def test_a_run_stopped_where_it_is_evaluated_is_evaluated_once(tmp_path, photos):

@@ -37,7 +37,7 @@ class TrainConfig:
     norm: NormName = option("batch", "batch norm, or none: the deploy form itself is trained")
     # --- stage 1: a pixel loss ---
     steps: int = option(1_000_000, "steps with the pixel loss alone")
-    loss: LossName = option("mse", "the pixel loss: squared or absolute difference")
+    loss: LossName = option("mse", "the pixel loss: absolute or squared difference")
     luma_weight: float = option(0.0, "share of the pixel loss taken on Y alone, 0 to 1")
     optimizer: OptimizerName = option("adam", "of the stage of the pixel loss")
     learning_rate: float = option(1e-4, "of the stage of the pixel loss")
@@ -125,11 +125,11 @@ class TrainConfig:
         return self.learning_rate * warmup * min(1.0, left)
 
 
-# the systems of the paper's tables 1 and 2: whatever the recipe, their losses are the paper's, so
-# the defaults above, but for what tells them apart
+# the systems of the paper's tables 1 and 2: whatever the recipe, their losses and discriminator are
+# the paper's, so the defaults above, but for what tells them apart
 _LOSSES = (
     *("network", "loss", "luma_weight", "content_weight", "adversarial_weight", "pixel_weight"),
-    *("lpips_weight", "grid_weight", "r1_weight", "discriminator"),
+    *("lpips_weight", "grid_weight", "r1_weight", "discriminator", "spectral_norm"),
 )
 _PAPER = {f.name: f.default for f in fields(TrainConfig) if f.name in _LOSSES}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -207,8 +207,14 @@ def combine(
     """Build a run's configuration: single values over what is resumed, or a system over a recipe.
 
     Raises:
-        ValueError: a value is not possible, or the system is a GAN and the recipe has no GAN stage.
+        ValueError: a value is not possible, the system is a GAN and the recipe has no GAN stage, or
+            the run to resume is of another recipe or system.
     """
+    if resumed and recipe not in (None, resumed["recipe"]):
+        raise ValueError(f"the run to resume is of the recipe {resumed['recipe']}, not {recipe}")
+    for name, value in SYSTEMS.get(system or "", {}).items() if resumed else ():
+        if name not in given and name != "gan_steps" and resumed[name] != value:
+            raise ValueError(f"the run to resume is not of {system}: its {name} is {resumed[name]}")
     sets = resumed or RECIPES.get(recipe or "", {}) | SYSTEMS.get(system or "", {})
     is_gan = system is not None and SYSTEMS[system].get("gan_steps") != 0
     if is_gan and sets.get("gan_steps") == 0 and "gan_steps" not in given:

@@ -55,14 +55,19 @@ def find_sets(folder: Path) -> list[Path]:
 
 
 def load_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read a photo as (H, W, 3) uint8 RGB; grey becomes three equal channels.
+    """Read a photo as (H, W, 3) uint8 RGB; grey becomes three equal channels, 16 bits become 8.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or has samples of 32 bits, whose range nobody knows.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):  # Pillow would cut them off at 255
+                levels = (np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8)
+                return np.repeat(levels[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError("samples of 32 bits: make it 8 or 16 bits")
             return np.asarray(image.convert("RGB"))
     except SyntaxError as error:  # Pillow's, of a damaged PNG
         raise ValueError(str(error)) from error
@@ -217,13 +222,18 @@ class PatchSampler:
     def _draw(self, bound: int) -> int:
         return int(torch.randint(bound, (), generator=self.random))
 
+    @property
+    def state_bytes(self) -> int:
+        """Size of the state of the random draws alone."""
+        return self.random.get_state().numel()
+
     def state(self) -> Tensor:
         """State of the random draws, for a checkpoint."""
         return self.random.get_state()
 
     def load_state(self, state: Tensor) -> None:
-        """Continue the random draws where `state` was taken."""
-        self.random.set_state(state)
+        """Continue the random draws where `state` was taken, of this or the other sampler."""
+        self.random.set_state(state[: self.state_bytes].clone())
 
 
 class Sampler(Protocol):

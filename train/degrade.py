@@ -31,6 +31,7 @@ FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
 MOST_WORKERS = 8  # threads that make clips; each batch wants a new one
 MOST_PAN = 6.0  # pixels a frame, at high resolution
+MOST_WINDOW = 448  # pixels of a photo that a clip shows: of 24 megapixels one would take a second
 
 _RESIZE = Image.Resampling
 _KERNELS = (_RESIZE.BICUBIC, _RESIZE.BILINEAR, _RESIZE.LANCZOS, _RESIZE.BOX, _RESIZE.HAMMING)
@@ -249,7 +250,7 @@ class VideoSampler(PatchSampler):
         photo = self.pairs[index][0].permute(1, 2, 0).numpy()
         step = 2 * self.scale
         crop = -(-self.lr_crop * self.scale // step) * step
-        room = min(photo.shape[:2]) - 32
+        room = min(*photo.shape[:2], MOST_WINDOW + 32) - 32
         window = max(crop, room - room % step)
         if window > min(photo.shape[:2]):  # a photo of just one crop: no room for an even window
             small = self.pairs[index][1]
@@ -287,7 +288,8 @@ class VideoSampler(PatchSampler):
 
     def load_state(self, state: Tensor) -> None:
         """Continue the random draws where `state` was taken; the pool is made anew."""
-        super().load_state(state[:-8].clone())
+        super().load_state(state)
         for clip in self._clips:
             clip.cancel()
-        self._restart(int(state[-8:].clone().view(torch.int64)))
+        made = state[self.state_bytes :].clone().view(torch.int64)  # none of `PatchSampler`
+        self._restart(int(made) if len(made) else 0)

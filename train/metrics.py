@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -26,6 +27,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 # Y of BT.601 in studio range from R, G, B in 0..255 (ITU-R BT.601, MATLAB's rgb2ycbcr)
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _LUMA_OFFSET = 16.0
+_SSIM_WINDOW = 11
 
 
 def to_luma(photo: NDArray[np.uint8], *, shave: int) -> NDArray[np.float64]:
@@ -70,6 +72,23 @@ def to_picture(frame: Tensor) -> NDArray[np.uint8]:
     return (frame[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
+def load_original(path: Path, *, scale: int) -> NDArray[np.uint8]:
+    """Read a picture to score on, (H, W, 3) uint8 RGB, cut to sides that divide by `scale`.
+
+    Raises:
+        ValueError: it cannot be read, or is too small for SSIM within its border; both named.
+    """
+    try:
+        picture = crop_to_multiple(load_rgb(path), scale)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    least = _SSIM_WINDOW + 2 * scale
+    if min(picture.shape[:2]) < least:
+        height, width = picture.shape[:2]
+        raise ValueError(f"{path}: {width}x{height} is too small to score: {least} each way")
+    return picture
+
+
 @torch.inference_mode()
 def evaluate(
     upscale: Callable[[Tensor], Tensor],
@@ -89,13 +108,16 @@ def evaluate(
         lpips: measure LPIPS over AlexNet too.
         lpips_vgg: measure LPIPS over VGG16 too.
         dists: measure DISTS too.
+
+    Raises:
+        ValueError: there is a picture that cannot be scored (see `load_original`).
     """
     scores = []
     given = {"lpips": lpips, "lpips_vgg": lpips_vgg, "dists": dists}
     networks = {name: network for name, network in given.items() if network is not None}
     distances: dict[str, list[float]] = {name: [] for name in networks}
     for path in find_photos(folder):
-        original = crop_to_multiple(load_rgb(path), scale)
+        original = load_original(path, scale=scale)
         result = to_picture(upscale(to_frame(shrink_bicubic(original, scale))))
         a, b = to_luma(result, shave=scale), to_luma(original, shave=scale)
         scores.append((psnr(a, b), ssim(a, b)))

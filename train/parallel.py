@@ -43,6 +43,14 @@ class World:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def mean(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Return the means over the processes of numbers that each of them has."""
+        if self.size == 1:
+            return numbers
+        joint = torch.tensor([*numbers.values()], device=self.device)
+        dist.all_reduce(joint)
+        return dict(zip(numbers, (joint / self.size).tolist(), strict=True))
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         if self.size == 1:

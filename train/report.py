@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,13 @@ class Report:
     Args:
         folder: where to; it exists.
         tensorboard: write scalars and pictures for TensorBoard too.
+        step: where the run goes on; what a crashed one told of later steps is taken back.
 
     Raises:
         ValueError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, tensorboard: bool, step: int = 0) -> None:
         self.path = folder / "log.csv"
         self._board: Any = None
         if tensorboard:
@@ -64,7 +66,10 @@ class Report:
                 raise ValueError(
                     f"--tensorboard needs TensorBoard: pip install tensorboard ({error})"
                 ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        columns, rows = self._read()
+        if columns:
+            self._write(columns, [row for row in rows if int(row["step"]) <= step])
 
     def evaluation(
         self, step: int, means: dict[str, float], scores: dict[str, Score], *, busy: float
@@ -94,19 +99,24 @@ class Report:
 
     def _append(self, row: dict[str, object]) -> None:
         """Add a line to the log; where it has columns of its own, all lines get them."""
-        earlier: list[dict[str, str]] = []
-        columns = list(row)
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                earlier = list(reader)
-                columns = list(reader.fieldnames or [])
-            columns += [name for name in row if name not in columns]
+        columns, earlier = self._read()
+        columns += [name for name in row if name not in columns]
+        self._write(columns, [*earlier, row])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        if not self.path.exists():
+            return [], []
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            return list(reader.fieldnames or []), rows
+
+    def _write(self, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")  # what no column names
             writer.writeheader()
-            writer.writerows([*earlier, row])
+            writer.writerows(rows)
         os.replace(partial, self.path)
 
     def pictures(self, step: int, lr: Tensor, sr: Tensor, hr: Tensor) -> None:

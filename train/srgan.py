@@ -27,7 +27,6 @@ import copy
 import logging
 import math
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +40,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engines.algebra import LowTail
 from engines.errors import VSRError
@@ -61,7 +61,7 @@ from train.losses import (
     pixel_loss,
     r1_penalty,
 )
-from train.metrics import Score, evaluate
+from train.metrics import Score, evaluate, load_original
 from train.muon import Muon
 from train.parallel import World, join_world
 from train.perceptual import (
@@ -290,6 +290,11 @@ class RunPaths:
     def weights(self) -> Path:
         return self.out / "weights.safetensors"
 
+    @property
+    def fidelity(self) -> Path:
+        """Of the weights as they were before the GAN stage."""
+        return self.out / "fidelity.safetensors"
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -327,7 +332,8 @@ def train(
     Raises:
         FileNotFoundError: no photos, no test sets, or no checkpoint to resume from.
         FileExistsError: not to resume, but there is a checkpoint.
-        ValueError: a feature network is missing, or the checkpoint is of another network.
+        ValueError: a feature network is missing, a picture of a test set cannot be scored, or the
+            checkpoint is of another network.
         FloatingPointError: a loss is not finite; its batch is in `bad_batch.safetensors`.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand and a checkpoint.
     """
@@ -350,7 +356,10 @@ def train(
     average = copy.deepcopy(net)
     adversary = make_adversary(config, files, world) if config.gan_steps else None
     measure = find_lpips(files, world) if sets else None
-    sampler = make_sampler(config, find_photos(paths.data), scale=cast(Network, net).config.scale)
+    scale = cast(Network, net).config.scale
+    for picture in (picture for path in sets for picture in find_photos(path)):
+        load_original(picture, scale=scale)  # refused now, not at the first evaluation
+    sampler = make_sampler(config, find_photos(paths.data), scale=scale)
     paths.out.mkdir(parents=True, exist_ok=True)
     commit = describe_commit()
     step, seconds_before = 0, 0.0
@@ -362,6 +371,10 @@ def train(
         step, seconds_before = state["step"], state["seconds"]
         check_stage(paths.checkpoint, state, config)
         commands = [*state["commands"], command]
+        if model is not None and model.sha256 != (state["start"] or {}).get("sha256"):
+            raise ValueError(
+                f"{paths.checkpoint} is of a run that did not begin from {paths.start}"
+            )
         began_from = state["start"]
         optimizers = make_optimizers(config, net, gan=step > config.steps)
         try:
@@ -391,8 +404,8 @@ def train(
     losses: list[float] = []
     means = Means()
     start, began = step, time.monotonic()
-    published, looking_seconds = step, 0.0
-    report = Report(paths.out, tensorboard=tensorboard) if world.is_first else None
+    published, scores, looking_seconds = step, cast(dict[str, Score], {}), 0.0
+    report = Report(paths.out, tensorboard=tensorboard, step=step) if world.is_first else None
     layout, on_gpu = memory_layout(world, config), world.device.type == "cuda"
     batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size), pinned=on_gpu)
 
@@ -419,7 +432,7 @@ def train(
         )
 
     def publish() -> None:
-        nonlocal published, looking_seconds
+        nonlocal published, scores, looking_seconds
         if report is None or published == step:
             return
         published, looked = step, time.monotonic()
@@ -427,6 +440,10 @@ def train(
         scores = score(cast(Network, average), sets, measure)
         report.evaluation(step, means.take(), scores, busy=busy)
         report.pictures(step, lr[:4], sr[:4], hr[:4])
+        write_weights(paths.weights)
+        looking_seconds += time.monotonic() - looked
+
+    def write_weights(path: Path) -> None:
         account = {
             "commands": commands,
             "data": f"{paths.data.name}, {sampler.photos} photos",
@@ -438,8 +455,7 @@ def train(
             "scores": {name: asdict(result) for name, result in scores.items()},
         }
         deployed = fold(cast(Network, average)).cpu()
-        save_weights(paths.weights, deployed, network=config.network, training=account)
-        looking_seconds += time.monotonic() - looked
+        save_weights(path, deployed, network=config.network, training=account)
 
     stop = StopRequest()
     bar = tqdm(
@@ -448,11 +464,11 @@ def train(
         unit="step",
         disable=None if world.is_first else True,
     )
-    with bar, stop:
+    with bar, stop, logging_redirect_tqdm():
         try:
             while step < config.total_steps and not world.any(stop.requested):
                 if step == config.steps > 0 and world.is_first:
-                    shutil.copyfile(paths.weights, paths.out / "fidelity.safetensors")
+                    write_weights(paths.fidelity)
                 gan = adversary if step >= config.steps else None
                 if step == config.steps:  # the GAN stage begins, from the averaged weights
                     net.load_state_dict(average.state_dict())
@@ -478,6 +494,7 @@ def train(
                 norm = torch.nn.utils.get_total_norm(gradients)
                 told = read({**judged, **terms, "gradient": norm, "loss": loss})
                 check_finite(told, (lr, hr), paths, world, step)
+                told = world.mean(told)
                 losses.append(told["loss"])
                 world.average_gradients(net)
                 for optimizer in optimizers:
@@ -488,11 +505,11 @@ def train(
                 means.add({name: value for name, value in told.items() if name != "gradient"})
                 bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
                 bar.update()
+                if step % pace.save == 0:
+                    save()
                 is_due = step == config.steps or step % evaluate_every == 0
                 if is_due and step < config.total_steps:
                     publish()
-                if step % pace.save == 0:
-                    save()
             if step > start:  # never after an exception: a step may be half done
                 save()
                 publish()
@@ -660,7 +677,9 @@ def parser() -> argparse.ArgumentParser:
     )
     files = p.add_argument_group("files")
     files.add_argument("--data", type=Path, required=True, help="folder of photos")
-    files.add_argument("--out", type=Path, help="folder for what it writes; default runs/RECIPE")
+    files.add_argument(
+        "--out", type=Path, help="folder for what it writes; default runs/RECIPE or /SYSTEM"
+    )
     files.add_argument("--eval", type=Path, help="folder of test sets, each a folder of pictures")
     files.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     files.add_argument("--start", type=Path, metavar="FILE", help="weights to begin from")
@@ -679,7 +698,9 @@ def parser() -> argparse.ArgumentParser:
     )
     sets.add_argument("--recipe", choices=RECIPES, help="by hardware; default paper")
     sets.add_argument(
-        "--system", choices=SYSTEMS, help="of the paper's tables 1 and 2: network and losses"
+        "--system",
+        choices=SYSTEMS,
+        help="of the paper's tables 1 and 2: the network's kind, losses and discriminator",
     )
     run = p.add_argument_group("run (with --resume, the checkpoint's value unless given)")
     default = TrainConfig()
