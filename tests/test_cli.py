@@ -21,6 +21,8 @@ from media import probe
 from PIL import Image, ImageOps
 
 from vsr.cli import main
+from vsr.config import UpscaleConfig
+from vsr.encode import ENCODERS
 from vsr.stages import QUEUE_DEPTH, upscaled
 from vsr.version import __version__
 
@@ -162,6 +164,16 @@ def test_models_lists_scores_and_licence(capsys):
     assert re.search(r"srgan-lite: ", out)
     assert re.search(r"x4, [\d,]+ parameters, MIT", out)
     assert re.search(r"Set5: PSNR-Y \d\d\.\d\d dB, SSIM 0\.\d{4}", out)
+
+
+def test_help_names_the_defaults_of_the_default_encoder(capsys):
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    kind = ENCODERS[UpscaleConfig(source=Path("x")).encoder]
+    assert f"encoder preset (default: {kind.default_preset} for libx264)" in text
+    worst, default = kind.worst_quality, kind.default_quality
+    assert f"0 to {worst} for libx264 (default: {default:g})" in text
 
 
 def test_version_and_help_answer_without_loading_pytorch():

@@ -140,7 +140,8 @@ def test_an_interruption_says_how_far_it_got(folder, tiny_weights, capsys, monke
 def test_a_folder_without_media_is_refused_and_order_is_by_name(tmp_path):
     with pytest.raises(MediaError, match="without a video or a picture"):
         sources([tmp_path])
-    for name in ("b.mp4", "a.MKV", "a_x4.mp4", "c_640x480.mp4"):
+    for name in ("b.mp4", "a.MKV", "a_x4.mp4", "c_640x480.mp4", "d.jp2"):
         (tmp_path / name).touch()
     named = tmp_path / "b.mp4"
-    assert [p.name for p in sources([named, tmp_path])] == ["b.mp4", "a.MKV", "c_640x480.mp4"]
+    expected = ["b.mp4", "a.MKV", "c_640x480.mp4", "d.jp2"]
+    assert [p.name for p in sources([named, tmp_path])] == expected

@@ -255,3 +255,41 @@ def test_less_precision_than_a_picture_has_is_told(precision, depth, said, caplo
     layout = SimpleNamespace(layout=SimpleNamespace(depth=depth), path=Path("in.tif"))
     warn_of_precision(layout, SimpleNamespace(precision=precision, backend="tensorrt"))
     assert ("--precision fp32 keeps them all" in caplog.text) == said
+
+
+# --- what is damaged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut short", "progressive, cut short", "flipped bits", "jpeg tiff"]
+)
+def test_half_a_picture_is_refused(tmp_path, tiny_weights, kind):
+    """FFmpeg would fill what is missing with green or black, and say nothing."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    path = tmp_path / "in.jpg"
+    if kind == "jpeg tiff":
+        path = tmp_path / "in.tif"
+        Image.fromarray(noise).save(path, compression="jpeg")
+    else:
+        Image.fromarray(noise).save(path, quality=90, progressive="progressive" in kind)
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        if kind == "flipped bits":
+            data[middle : middle + 2] = (255 - byte for byte in data[middle : middle + 2])
+        else:
+            del data[middle:]
+        path.write_bytes(data)
+    with pytest.raises(MediaError, match=rf"{path.name} is damaged, or no picture that can be dec"):
+        vsr.upscale(path, tmp_path / "out.png", model=tiny_weights, backend="pytorch")
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-2], lambda data: data + bytes(1000)])
+def test_a_jpeg_that_is_all_there_is_read_whatever_its_end(tmp_path, tiny_weights, change):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in.jpg", quality=90)
+    (tmp_path / "odd.jpg").write_bytes(change((tmp_path / "in.jpg").read_bytes()))
+    for name in ("in", "odd"):
+        source, output = tmp_path / f"{name}.jpg", tmp_path / f"{name}.png"
+        vsr.upscale(source, output, model=tiny_weights, backend="pytorch")
+    assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "in.png").read_bytes()

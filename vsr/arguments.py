@@ -133,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="quality, lower is better: 0 to 51 for libx264 (default: 16), to 63 for AV1 and VP9",
     )
-    up.add_argument("--preset", metavar="P", help="encoder preset (default: fast for libx264)")
+    up.add_argument("--preset", metavar="P", help="encoder preset (default: veryfast for libx264)")
     up.add_argument(
         "--deinterlace",
         action=argparse.BooleanOptionalAction,

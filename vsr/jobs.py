@@ -22,8 +22,8 @@ from vsr.output import OutputExists, default_suffix
 from vsr.pattern import Pattern, pattern_in
 
 STILL_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".exr", ".jpeg", ".jpg", ".jxl", ".pgm", ".png", ".ppm", ".tga", ".tif"}
-    | {".tiff", ".webp"}
+    {".avif", ".bmp", ".exr", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm", ".png"}
+    | {".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 CLIP_SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".dv", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m2v"}

@@ -107,12 +107,18 @@ class Reader:
             self.stream = self._picture_stream()
             self.stream.thread_type = "SLICE" if self._is_live else "AUTO"
             self.stream.codec_context.thread_count = threads or 0
+            if self._is_still():  # of a damaged clip the rest is taken, half a picture is none
+                self.stream.codec_context.options = {"err_detect": "explode"}
             self._decoded: Iterator[av.VideoFrame] = self._decode()
             self._first: av.VideoFrame | None = next(self._decoded, None)
             if self._first is None:
+                what = (
+                    "is damaged, or no picture that can be decoded"
+                    if self._is_still()
+                    else "has no frame that can be decoded"
+                )
                 raise MediaError(
-                    f"{path} has no frame that can be decoded"
-                    + (f": {self.broke_off}" if self.broke_off else "")
+                    f"{path} {what}" + (f": {self.broke_off}" if self.broke_off else "")
                 )
             if self._is_live:
                 self.lost_packets = 0
