@@ -15,7 +15,8 @@ scores what comes out. Two stages, as training has them:
   original's; both in 8-bit levels.
 
 All runs of a stage begin alike and see the same patches. Scores are means over the pictures of Set5
-and Set14, on bicubic input. A short run shows which way a flag pulls, not how far it goes.
+and Set14, on bicubic input. A short run shows which way a flag pulls, not how far it goes. Without
+VGG19's last layers VGG16 conv5_3 stands in for VGG54.
 
 Runs lie in `--out` (default: runs/ablation) and are resumed there: a killed benchmark loses little.
 Prints an environment card and a table; the last line of stdout is one JSON document, which goes to

@@ -20,7 +20,7 @@ from vsr.convert import Kind
 
 log = logging.getLogger(__name__)
 
-_ORIENTATION, _PROFILE, _SUBFILE_TYPE = 274, 34675, 254
+_COMPRESSION, _ORIENTATION, _PROFILE, _SUBFILE_TYPE = 259, 274, 34675, 254
 _REDUCED = 1  # bit of the subfile type: a thumbnail, no page
 _MOST_BYTES = 1 << 24  # of a profile, which seldom has more than a few hundred kB
 _MOST_PAGES = 10_000
@@ -52,6 +52,8 @@ class PhotoTags:
     """ICC profile"""
     pages: int = 1
     """pictures in the file, thumbnails aside"""
+    is_jpeg_in_tiff: bool = False
+    """a TIFF whose pixels are compressed as JPEG, which FFmpeg decodes to black"""
 
     @property
     def display_matrix(self) -> tuple[int, ...] | None:
@@ -163,6 +165,8 @@ def _read_tiff(file: BinaryIO, tags: PhotoTags, *, pages: bool) -> None:
             if orientation and orientation[0] in _TURNS:
                 tags.orientation = orientation[0]
             tags.profile = bytes(_values(file, entries, _PROFILE, order)) or tags.profile
+            compression = _values(file, entries, _COMPRESSION, order)
+            tags.is_jpeg_in_tiff = pages and compression in ([6], [7])
         reduced = _values(file, entries, _SUBFILE_TYPE, order) or [0]
         found += not reduced[0] & _REDUCED
         start = following if pages else 0

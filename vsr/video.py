@@ -36,6 +36,7 @@ from vsr.hardware import (
     on_gpu,
     stored_format,
 )
+from vsr.photo import read_tags
 from vsr.pixels import read_planes
 from vsr.region import Crop, Window, Zoom, window
 from vsr.timeline import JUMP_SECONDS, Timed, Timeline
@@ -107,8 +108,8 @@ class Reader:
             self.stream = self._picture_stream()
             self.stream.thread_type = "SLICE" if self._is_live else "AUTO"
             self.stream.codec_context.thread_count = threads or 0
-            if self._is_still():  # of a damaged clip the rest is taken, half a picture is none
-                self.stream.codec_context.options = {"err_detect": "explode"}
+            if self._is_still():
+                self._refuse_half_pictures()
             self._decoded: Iterator[av.VideoFrame] = self._decode()
             self._first: av.VideoFrame | None = next(self._decoded, None)
             if self._first is None:
@@ -315,6 +316,17 @@ class Reader:
         if pictures[0].codec_context is None:
             raise MediaError(f"{self._path}: its video codec has no decoder here")
         return pictures[0]
+
+    def _refuse_half_pictures(self) -> None:
+        """Have a damaged picture refused, where of a damaged clip the rest is taken.
+
+        FFmpeg does so by itself, but for JPEG, where it would fill up with green, and for JPEG in
+        TIFF, which comes out black. Other decoders take each tag they do not know for damage.
+        """
+        if self.stream.codec_context.name == "mjpeg":
+            self.stream.codec_context.options = {"err_detect": "explode"}
+        if isinstance(self._path, Path) and read_tags(self._path).is_jpeg_in_tiff:
+            raise MediaError(f"{self._path} is a TIFF compressed as JPEG, which cannot be decoded")
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         packets = self.container.demux()
