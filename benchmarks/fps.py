@@ -23,7 +23,7 @@ so that frames come out in bunches: their frames/s, from the whole time with its
 than their median. CPU seconds are those of all threads. Share: of the sum of the stages' times.
 
 Roofline: the network's multiplications against the fastest large matrix product in float32 that
-NumPy and PyTorch reach here in as many threads, the best of `--rounds` looks. Peak memory: of the
+NumPy and PyTorch reach here in as many threads, the best of five looks. Peak memory: of the
 process after `vsr upscale`. Loading is the weights and the engine with its first frame, where it
 compiles.
 
@@ -107,6 +107,8 @@ class Protocol:
     rounds: int = 3
     """runs of what runs for long, of which the median counts"""
     matrix_side: int = 2048
+    matrix_looks: int = 5
+    """seconds each, of which the best counts, however few the rounds"""
     threads: int = 1
     model: str = DEFAULT_MODEL
     precision: str | None = None
@@ -180,7 +182,8 @@ def protocol_of(options: argparse.Namespace) -> Protocol:
     """
     protocol = Protocol(threads=available_cores())
     if options.smoke:
-        protocol = replace(protocol, size=(32, 48), frames=6, warm_up=1, matrix_side=64, rounds=1)
+        protocol = replace(protocol, size=(32, 48), frames=6, warm_up=1, rounds=1)
+        protocol = replace(protocol, matrix_side=64, matrix_looks=1)
     if options.size is not None:
         if not (match := re.fullmatch(r"(\d+)x(\d+)", options.size)):
             raise ValueError(f"expected --size WIDTHxHEIGHT, got {options.size}")
@@ -223,7 +226,7 @@ def measure(clip: Path, protocol: Protocol) -> dict[str, Any]:
     for name, value in card.items():
         print(f"{name:<13} {value}")
     height, width = protocol.size
-    rate = matrix_rate(protocol.matrix_side, rounds=protocol.rounds)
+    rate = matrix_rate(protocol.matrix_side, rounds=protocol.matrix_looks)
     print(f"{'matrices':<13} {rate / 1e9:.1f} G multiplications/s in float32, measured")
     document = {
         "benchmark": "fps",
