@@ -44,14 +44,12 @@ from engines.weights import BUILT_IN, load_model  # noqa: E402
 from train.checkpoint import load_checkpoint  # noqa: E402
 from train.config import RECIPES, TrainConfig  # noqa: E402
 from train.data import (  # noqa: E402
-    crop_to_multiple,
     find_photos,
-    load_rgb,
     shrink_bicubic,
     to_frame,
 )
 from train.losses import grid_loss  # noqa: E402
-from train.metrics import psnr, to_luma, to_picture  # noqa: E402
+from train.metrics import load_original, psnr, to_luma, to_picture  # noqa: E402
 from train.perceptual import find_feature_files, load_dists, load_lpips  # noqa: E402
 from train.srgan import Pace, RunPaths, train  # noqa: E402
 
@@ -176,7 +174,7 @@ def trained(
 
 def load_pair(path: Path) -> tuple[Tensor, Tensor]:
     """Load a picture: a quarter of its size, and itself; (1, 3, H, W) RGB in [0, 1]."""
-    original = crop_to_multiple(load_rgb(path), SCALE)
+    original = load_original(path, scale=SCALE)
     return to_frame(shrink_bicubic(original, SCALE)), to_frame(original)
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from train.data import crop_to_multiple, load_rgb, shrink_bicubic, to_frame
-from train.metrics import Distance, psnr, to_luma, to_picture
+from train.data import shrink_bicubic, to_frame
+from train.metrics import Distance, load_original, psnr, to_luma, to_picture
 
 SCALE = 4
 SIDE = 200  # of the crop, pixels of the original
@@ -36,7 +36,7 @@ def draw_figure(
         upscalers: by name; (1, 3, H, W) RGB in [0, 1] to four times the size.
         lpips: None leaves it out of the captions.
     """
-    original = crop_to_multiple(load_rgb(photo), SCALE)
+    original = load_original(photo, scale=SCALE)
     frame = to_frame(shrink_bicubic(original, SCALE))
     pictures = {name: to_picture(upscale(frame)) for name, upscale in upscalers.items()}
     captions = {name: caption(picture, original, lpips) for name, picture in pictures.items()}

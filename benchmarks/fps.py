@@ -67,7 +67,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
+from benchmarks.report import available_cores, environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
 from engines.finish import Finish  # noqa: E402
@@ -269,13 +269,6 @@ def kinds(protocol: Protocol) -> list[tuple[str, Precision]]:
         precisions = getattr(import_module(module), kind).precisions
         found += [(backend, p) for p in precisions if protocol.precision in (None, p)]
     return found
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def instructions() -> str:

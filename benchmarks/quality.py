@@ -200,10 +200,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         document["clips"] = score_clips(clips, upscalers, distances, kept=old_clips)
     if options.figure is not None:
         photo = options.figure_of or find_photos(sets[0])[0]
-        stand_in = stand_ins(systems)
-        shown = {
-            name + " (VGG16)" * (name in stand_in): upscale for name, upscale in upscalers.items()
-        }
+        labels = {name: f"{name} ({text.split()[0]})" for name, text in stand_ins(systems).items()}
+        shown = {labels.get(name, name): upscale for name, upscale in upscalers.items()}
         draw_figure(options.figure, photo, shown, distances.get("lpips"))
     return document
 

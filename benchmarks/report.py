@@ -59,6 +59,13 @@ def environment(*packages: str) -> dict[str, str]:
     }
 
 
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def tiny_weights(folder: Path) -> Path:
     """Write a network of one block, where a benchmark is about all but the pixels."""
     torch.manual_seed(0)

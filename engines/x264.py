@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 
-def x264_params() -> str:
-    """Return what `x264-params` must say for that on this CPU; "" for nothing.
+def repeatable_options(encoder: str) -> dict[str, str]:
+    """Return the options with which an encoder of FFmpeg writes the same bits on this CPU.
 
-    With AVX-512 the output of x264 (core 165) differs from run to run where frames are small: seen
-    up to 320 pixels wide, and no more with `mbtree=0`, which compresses worse, or `asm=avx2`, which
-    costs nothing. The words switch instruction sets on as well as off, so they are only for CPUs
-    that have AVX-512.
+    With AVX-512 the look-ahead of x264 (core 165) makes small frames come out differently from run
+    to run; without it (`asm=avx2`), or without macroblock trees, which compress, they do not. The
+    words switch instruction sets on as well as off, so they are only for CPUs that have AVX-512.
     """
-    return "asm=avx2" if torch.backends.cpu.get_cpu_capability() == "AVX512" else ""
+    if encoder == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return {"x264-params": "asm=avx2"}
+    return {}

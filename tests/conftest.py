@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.report import available_cores
 from engines.networks import build_network
 from engines.weights import save_weights
 
@@ -35,13 +36,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("VSR_REQUIRE_GPU") == "1":
             pytest.fail(NO_GPU, pytrace=False)
         pytest.skip(NO_GPU)
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @pytest.fixture(scope="session", autouse=True)

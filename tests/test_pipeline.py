@@ -336,7 +336,7 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
 
 
 def test_a_clip_whose_look_ahead_avx512_gets_wrong_ends_in_the_same_bits(tiny_weights, tmp_path):
-    # of 12 jobs two kinds of output come out where x264 is left alone on a CPU with AVX-512
+    # of 12 jobs mostly two kinds of output come out where x264 is left alone on a CPU with AVX-512
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     wide = np.asarray(Image.fromarray(noise).resize((130, 100), Image.Resampling.BICUBIC))
     with av.open(str(tmp_path / "in.mkv"), "w") as container:

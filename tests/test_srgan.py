@@ -806,11 +806,14 @@ def test_a_picture_that_cannot_be_scored_is_named_before_the_first_step(
 
 
 def test_fidelity_weights_are_of_the_end_of_their_stage_after_a_crash_too(tmp_path, photos):
-    paths = RunPaths(data=photos, out=tmp_path)
+    shutil.copytree(photos, tmp_path / "eval" / "Own")
+    paths = RunPaths(data=photos, out=tmp_path / "out", eval=tmp_path / "eval")
     train(TINY, paths)
+    expected = load_model(paths.weights).training["scores"]
     paths.weights.unlink()  # nothing was published, or of another step
     train(TINY_GAN, paths, resume=True)
-    assert load_model(paths.fidelity).training["steps"] == 4
+    fidelity = load_model(paths.fidelity).training
+    assert (fidelity["steps"], fidelity["scores"]) == (4, expected)
     assert load_model(paths.weights).training["steps"] == 8
 
 

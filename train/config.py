@@ -212,7 +212,8 @@ def combine(
     """
     if resumed and recipe not in (None, resumed["recipe"]):
         raise ValueError(f"the run to resume is of the recipe {resumed['recipe']}, not {recipe}")
-    for name, value in SYSTEMS.get(system or "", {}).items() if resumed else ():
+    wanted = SYSTEMS[system] if resumed and system is not None else {}
+    for name, value in wanted.items():
         if name not in given and name != "gan_steps" and resumed[name] != value:
             raise ValueError(f"the run to resume is not of {system}: its {name} is {resumed[name]}")
     sets = resumed or RECIPES.get(recipe or "", {}) | SYSTEMS.get(system or "", {})

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from engines.x264 import x264_params
+from engines.x264 import repeatable_options
 from train.data import PatchSampler
 
 FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
 MOST_WORKERS = 8  # threads that make clips; each batch wants a new one
 MOST_PAN = 6.0  # pixels a frame, at high resolution
-MOST_WINDOW = 448  # pixels of a photo that a clip shows: of 24 megapixels one would take a second
+MOST_WINDOW = 448  # pixels of a photo that a clip shows: all of a large one would take long
 
 _RESIZE = Image.Resampling
 _KERNELS = (_RESIZE.BICUBIC, _RESIZE.BILINEAR, _RESIZE.LANCZOS, _RESIZE.BOX, _RESIZE.HAMMING)
@@ -152,10 +152,8 @@ def through_encoder(
         encoder.options = codec.options
     else:
         encoder.bit_rate = 0
-        words = x264_params() if codec.encoder == "libx264" else ""
-        encoder.options = (
-            codec.options | {"crf": str(quality)} | ({"x264-params": words} if words else {})
-        )
+        options = codec.options | {"crf": str(quality)}
+        encoder.options = options | repeatable_options(codec.encoder)
     decoder: Any = av.CodecContext.create(codec.decoder, "r")
     decoder.thread_count = 1
     packets = []

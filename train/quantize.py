@@ -54,13 +54,11 @@ from engines.ov import runtime_form
 from engines.weights import Model
 from train.data import (
     PatchSampler,
-    crop_to_multiple,
     find_photos,
-    load_rgb,
     shrink_bicubic,
     to_frame,
 )
-from train.metrics import psnr, to_luma, to_picture
+from train.metrics import load_original, psnr, to_luma, to_picture
 
 log = logging.getLogger("train")
 
@@ -260,7 +258,7 @@ def measure(fp32: Upscaler, int8: Upscaler, sets: Sequence[Path], *, scale: int)
     for folder in sets:
         losses, distances = [], []
         for path in find_photos(folder):
-            original = crop_to_multiple(load_rgb(path), scale)
+            original = load_original(path, scale=scale)
             frame = to_frame(shrink_bicubic(original, scale))
             results = [fp32(frame), int8(frame)]
             luma = to_luma(original, shave=scale)

@@ -404,7 +404,8 @@ def train(
     losses: list[float] = []
     means = Means()
     start, began = step, time.monotonic()
-    published, scores, looking_seconds = step, cast(dict[str, Score], {}), 0.0
+    published, looking_seconds = step, 0.0
+    scores: dict[str, Score] = {}
     report = Report(paths.out, tensorboard=tensorboard, step=step) if world.is_first else None
     layout, on_gpu = memory_layout(world, config), world.device.type == "cuda"
     batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size), pinned=on_gpu)
@@ -468,6 +469,7 @@ def train(
         try:
             while step < config.total_steps and not world.any(stop.requested):
                 if step == config.steps > 0 and world.is_first:
+                    scores = scores or score(cast(Network, average), sets, measure)
                     write_weights(paths.fidelity)
                 gan = adversary if step >= config.steps else None
                 if step == config.steps:  # the GAN stage begins, from the averaged weights

@@ -15,7 +15,7 @@ from av.codec.context import Flags
 from torch import Tensor
 
 from engines.errors import MediaError
-from engines.x264 import x264_params
+from engines.x264 import repeatable_options
 from vsr.clip import FULL_RANGE, MATRICES, UNTAGGED, ClipInfo, ColourTags
 from vsr.convert import Matrix, PlaneLayout
 from vsr.hardware import NVENC, GpuPictures, check_nvenc
@@ -117,9 +117,7 @@ class EncoderSettings:
             )
         if preset:
             options["preset"] = preset
-        if self.name == "libx264" and (words := x264_params()):
-            options["x264-params"] = words
-        return options
+        return options | repeatable_options(self.name)
 
 
 class PictureEncoding:

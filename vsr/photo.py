@@ -166,7 +166,7 @@ def _read_tiff(file: BinaryIO, tags: PhotoTags, *, pages: bool) -> None:
                 tags.orientation = orientation[0]
             tags.profile = bytes(_values(file, entries, _PROFILE, order)) or tags.profile
             compression = _values(file, entries, _COMPRESSION, order)
-            tags.is_jpeg_in_tiff = pages and compression in ([6], [7])
+            tags.is_jpeg_in_tiff = compression in ([6], [7])
         reduced = _values(file, entries, _SUBFILE_TYPE, order) or [0]
         found += not reduced[0] & _REDUCED
         start = following if pages else 0

@@ -323,9 +323,10 @@ class Reader:
         FFmpeg does so by itself, but for JPEG, where it would fill up with green, and for JPEG in
         TIFF, which comes out black. Other decoders take each tag they do not know for damage.
         """
-        if self.stream.codec_context.name == "mjpeg":
-            self.stream.codec_context.options = {"err_detect": "explode"}
-        if isinstance(self._path, Path) and read_tags(self._path).is_jpeg_in_tiff:
+        decoder = self.stream.codec_context
+        if decoder.name == "mjpeg":
+            decoder.options = {"err_detect": "explode"}
+        elif decoder.name == "tiff" and read_tags(cast(Path, self._path)).is_jpeg_in_tiff:
             raise MediaError(f"{self._path} is a TIFF compressed as JPEG, which cannot be decoded")
 
     def _decode(self) -> Iterator[av.VideoFrame]:
