@@ -193,7 +193,7 @@ def test_a_set_that_a_run_to_resume_is_not_of_is_refused(recipe, system, message
         ("learning_rate", float("nan"), "learning_rate must be above 0, got nan"),
         ("content", "vgg33", "unknown content 'vgg33'; known: mse, vgg22, vgg54, none"),
         ("discriminator", "x", "unknown discriminator 'x'; known: paper, unet"),
-        ("lpips_network", "squeeze", "unknown lpips_network 'squeeze'; known: alex, vgg"),
+        ("lpips_network", "squeeze", "unknown lpips_network 'squeeze'; known: alex, vgg, both"),
         ("lpips_weight", -1.0, "lpips_weight must not be negative, got -1"),
         ("r1_weight", float("nan"), "r1_weight must not be negative, got nan"),
         ("luma_weight", 1.5, r"luma_weight must be in \[0, 1\], got 1\.5"),
@@ -457,6 +457,18 @@ def test_the_lpips_term_is_of_the_network_that_was_asked_for(network, gan, monke
     config = replace(TINY_GAN, crop=32, lpips_weight=1.0, lpips_network=network)
     assert make_adversary(config, [], ALONE).lpips is asked[network]
     assert make_adversary(replace(config, lpips_weight=0.0), [], ALONE).lpips is None
+
+
+def test_the_lpips_term_over_both_networks_is_the_mean_of_the_two(gan, monkeypatch):
+    seen = gan[2].lpips.features
+    small, large = ([torch.full((1, c, 1, 1), s) for c in (64, 128)] for s in (1.0, 3.0))
+    found = {"alex": LPIPS(seen, small), "vgg": LPIPS(seen, large)}
+    monkeypatch.setattr("train.srgan.load_lpips", lambda _, *, network: found[network])
+    config = replace(TINY_GAN, crop=32, lpips_weight=1.0, lpips_network="both")
+    lpips = make_adversary(config, [], ALONE).lpips
+    a, b = torch.rand(2, 2, 3, 32, 32)
+    assert lpips(a, b).shape == (2,)
+    torch.testing.assert_close(lpips(a, b), 2 * found["alex"](a, b))
 
 
 def snapshot(module):

@@ -12,7 +12,7 @@ from train.losses import LossName
 NormName = Literal["batch", "none"]
 OptimizerName = Literal["adam", "muon"]
 ContentName = Literal["mse", "vgg22", "vgg54", "none"]
-LPIPSNetwork = Literal["alex", "vgg"]
+LPIPSNetwork = Literal["alex", "vgg", "both"]
 DegradationName = Literal["bicubic", "video"]
 
 
@@ -51,7 +51,9 @@ class TrainConfig:
     adversarial_weight: float = option(1e-3, "of -log D in the GAN stage")
     pixel_weight: float = option(0.0, "of the pixel loss there, against colour drift")
     lpips_weight: float = option(0.0, "of LPIPS there")
-    lpips_network: LPIPSNetwork = option("alex", "what LPIPS looks through: AlexNet or VGG16")
+    lpips_network: LPIPSNetwork = option(
+        "alex", "what LPIPS looks through: AlexNet, VGG16, or the mean over both"
+    )
     grid_weight: float = option(0.0, "of the pattern locked to the pixel shuffle's grid, there")
     discriminator: str = option("paper", "the discriminator's kind")
     discriminator_channels: int = option(64, "the discriminator's width")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.discriminator import to_signed
-from train.perceptual import LPIPS, FeatureNetwork
+from train.perceptual import LPIPS, FeatureNetwork, MeanDistance
 
 LossName = Literal["l1", "mse"]
 
@@ -65,7 +65,7 @@ def content_features(features: FeatureNetwork, sr: Tensor, hr: Tensor) -> Tensor
     return F.mse_loss(features(sr)[-1] * FEATURE_SCALE, wanted * FEATURE_SCALE)
 
 
-def lpips_loss(lpips: LPIPS, sr: Tensor, hr: Tensor) -> Tensor:
+def lpips_loss(lpips: LPIPS | MeanDistance, sr: Tensor, hr: Tensor) -> Tensor:
     """Mean LPIPS of a batch, seen from a random place.
 
     AlexNet looks at every fourth pixel, and the pixel shuffle by 4 makes patterns of that period:

@@ -192,6 +192,22 @@ class LPIPS(nn.Module):
         return total
 
 
+class MeanDistance(nn.Module):
+    """The mean of several distances: ``mean(a, b)`` takes and returns what each of them does.
+
+    What one network is blind to, another sees: LPIPS over AlexNet passes a weave on skin that LPIPS
+    over VGG16 punishes.
+    """
+
+    def __init__(self, distances: list[LPIPS]) -> None:
+        super().__init__()
+        self.distances = nn.ModuleList(distances)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the mean distance of each pair."""
+        return torch.stack([distance(a, b) for distance in self.distances]).mean(dim=0)
+
+
 class DISTS(nn.Module):
     """Structure and texture distance of Ding et al. 2020: 0 for equal pictures.
 

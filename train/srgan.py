@@ -68,6 +68,7 @@ from train.perceptual import (
     LPIPS,
     ContentFeatures,
     FeatureFile,
+    MeanDistance,
     find_feature_files,
     load_content_features,
     load_lpips,
@@ -124,7 +125,7 @@ class Adversary:
     discriminator: nn.Module
     optimizer: torch.optim.Optimizer
     content: ContentFeatures | None
-    lpips: LPIPS | None
+    lpips: LPIPS | MeanDistance | None
 
 
 def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) -> Adversary:
@@ -137,9 +138,12 @@ def make_adversary(config: TrainConfig, files: list[FeatureFile], world: World) 
     if config.content in ("vgg22", "vgg54") and config.content_weight:
         content = load_content_features(cast(Any, config.content), files)
         content.network.to(world.device, memory_format=layout)  # type: ignore[call-overload]
-    lpips = None
+    lpips: LPIPS | MeanDistance | None = None
     if config.lpips_weight:
-        lpips = load_lpips(files, network=config.lpips_network)
+        if config.lpips_network == "both":
+            lpips = MeanDistance([load_lpips(files, network=n) for n in ("alex", "vgg")])
+        else:
+            lpips = load_lpips(files, network=config.lpips_network)
         lpips.to(world.device, memory_format=layout)  # type: ignore[call-overload]
     discriminator: nn.Module = DISCRIMINATORS[config.discriminator](
         config.crop, channels=config.discriminator_channels, spectral_norm=config.spectral_norm
