@@ -67,8 +67,7 @@ PROTOCOL = {
     "input": "original cropped to a multiple of 4, shrunk by Pillow bicubic (antialiased), 8 bits",
     "metrics": "PSNR and SSIM (Wang et al. 2004) on Y of BT.601 studio range, 8-bit pictures",
     "shave_pixels": SCALE,
-    "lpips": "version 0.1, whole pictures; texture ends are trained on it, over VGG16 and before "
-    "that over AlexNet",
+    "lpips": "version 0.1, whole pictures; texture ends are trained on it, over AlexNet and VGG16",
     "dists": "Ding et al. 2020, whole pictures; nothing is trained on it",
     "mean": "over the pictures of a set",
 }
