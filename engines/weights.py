@@ -67,7 +67,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         licence="MIT",
         summary="the paper's 16 blocks: better pictures, 23 times the work of srgan-lite",
         texture_file="srgan-texture.safetensors",
-        texture_sha256="6e76b1fed7d33f33cf2bcbabec81f6f9fa3c211341b206631d287ae263b9057e",
+        texture_sha256="52da0e06b6abb445ac2db5a243b90b1b4f97a08400218f9356ff73d9037369ac",
         default_texture=1.0,
     ),
 }
