@@ -101,7 +101,8 @@ def save_weights(path: Path, net: Network, *, network: str, training: dict[str, 
         path: the file to write.
         net: a network in deploy form (see `engines.networks.fold`).
         network: its key in `NETWORKS`.
-        training: JSON-able account of how it came about.
+        training: JSON-able account of how it came about. The account of an ancestor that it names
+            more than once is kept in the first place and told by its `sha256` alone in the others.
 
     Raises:
         ValueError: the network is in training form.
@@ -114,12 +115,25 @@ def save_weights(path: Path, net: Network, *, network: str, training: dict[str, 
         "config": json.dumps(asdict(cast(Any, net.config)), sort_keys=True),
         "scale": str(net.config.scale),
         "colour": COLOUR,
-        "training": json.dumps(training, sort_keys=True),
+        "training": json.dumps(_told_once(training, set()), sort_keys=True),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(safetensors.torch.save(tensors, metadata))
     os.replace(partial, path)
+
+
+def _told_once(account: Any, told: set[str]) -> Any:
+    """Return an account with each file's own (`sha256`, `training`) in one place only."""
+    if isinstance(account, list):
+        return [_told_once(item, told) for item in account]
+    if not isinstance(account, dict):
+        return account
+    if {"sha256", "training"} <= account.keys():
+        if account["sha256"] in told:
+            return {"sha256": account["sha256"]}
+        told.add(account["sha256"])
+    return {key: _told_once(value, told) for key, value in account.items()}
 
 
 def load_model(source: str | Path, *, texture: float | None = None) -> Model:

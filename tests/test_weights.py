@@ -81,6 +81,24 @@ def test_the_file_describes_itself(file):
     assert json.loads(metadata["training"]) == TRAINING
 
 
+def test_an_ancestor_named_twice_is_told_of_once(tmp_path):
+    path = tmp_path / "net.safetensors"
+    ancestor = {"sha256": "a" * 64, "training": {"steps": 7, "start": None}}
+    other = {"sha256": "b" * 64, "training": {"steps": 8, "start": ancestor}}
+    training = {"steps": 9, "mean_of": [ancestor, other], "start": ancestor}
+    net = build_network("srgan-lite", {"channels": 4, "blocks": 1}, deployed=True)
+    save_weights(path, net, network="srgan-lite", training=training)
+    again = {"sha256": "a" * 64}
+    assert load_model(path).training == {
+        "steps": 9,
+        "mean_of": [
+            ancestor,
+            {"sha256": "b" * 64, "training": {"steps": 8, "start": again}},
+        ],
+        "start": again,
+    }
+
+
 def test_half_precision_tensors_are_loaded_as_float32(file):
     tensors = {k: v.half() for k, v in safetensors.torch.load_file(file).items()}
     rewrite(file, tensors=tensors)
