@@ -143,9 +143,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, value in card.items():
         print(f"{name:<13} {value}")
     distances = find_distances(options.features)
-    print(f"\n{'':<22}{'':>12}{'MACs a':>12}" + "".join(f"{s.name:^27}" for s in sets))
+    print(f"\n{'':<24}{'':>12}{'MACs a':>12}" + "".join(f"{s.name:^27}" for s in sets))
     head = f"{'PSNR-Y':>9}{'SSIM':>8}{'LPIPS':>8}  "
-    print(f"{'':<22}{'parameters':>12}{'LR pixel':>12}" + head * len(sets))
+    print(f"{'':<24}{'parameters':>12}{'LR pixel':>12}" + head * len(sets))
     bicubic: dict[str, Any] = {"name": "bicubic", "parameters": 0, "macs_per_lr_pixel": None}
     upscalers: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": enlarge_bicubic}
     rows = [scored(bicubic, enlarge_bicubic, sets, distances)]
@@ -162,7 +162,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         old = kept.get(about["sha256"], {}).get("row")
         if old is not None and is_complete(old["scores"], sets, distances):
             rows.append({**about, "scores": old["scores"], "commit": old["commit"]})
-            print(f"{name:<22}kept, measured at {old['commit']}")
+            print(f"{name:<24}kept, measured at {old['commit']}")
         else:
             rows.append(scored(about, model.net, sets, distances) | {"commit": card["commit"]})
         upscalers[name] = model.net
@@ -273,7 +273,7 @@ def scored(
     """Score an upscaler on each set, print its row, return the row for the document."""
     macs = about["macs_per_lr_pixel"]
     counts = "".join(f"{n:>12,}" if n else f"{'':>12}" for n in (about["parameters"], macs))
-    print(f"{about['name']:<22}{counts}", end="", flush=True)
+    print(f"{about['name']:<24}{counts}", end="", flush=True)
     scores: dict[str, Score] = {}
     for path in sets:
         networks = distances_for(path, distances)
