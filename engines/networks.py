@@ -307,10 +307,12 @@ def fold(network: Network) -> Network:
     """Return the deploy form of a network: same outputs, plain convolutions, in eval mode.
 
     Batch normalisation uses its running statistics, as in eval mode. The input is left unchanged;
-    folding a deploy form copies it.
+    folding a deploy form copies it. Nothing is drawn from PyTorch's random numbers: a run that is
+    looked at goes on as one that is not.
     """
     name = network_name(network)
-    deployed = build_network(name, asdict(cast(Any, network.config)), deployed=True)
+    with torch.random.fork_rng(devices=[]):  # for the weights that are replaced at once
+        deployed = build_network(name, asdict(cast(Any, network.config)), deployed=True)
     if isinstance(network, Generator) and not network.deployed:
         deployed.load_state_dict(_folded_state(network))
     else:

@@ -237,6 +237,14 @@ def test_folding_a_deploy_form_copies_it(name):
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in copy.state_dict().items())
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_folding_draws_no_random_numbers(deployed):
+    net = build_network("srgan", SMALL, deployed=deployed)
+    before = torch.get_rng_state()
+    fold(net)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # --- building by name -----------------------------------------------------------------------------
 
 

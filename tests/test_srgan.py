@@ -308,14 +308,54 @@ def test_a_run_goes_on_with_another_degradation(tmp_path, photos, before):
     assert len(losses) == 2
 
 
-def test_resuming_repeats_the_places_that_lpips_is_seen_from(tmp_path, photos, gan, monkeypatch):
+@pytest.fixture
+def lpips_config(gan, monkeypatch):
+    """A run with LPIPS, which is seen from random places."""
     monkeypatch.setattr("train.srgan.load_lpips", lambda *_, **__: gan[2].lpips)
-    config = replace(TINY_GAN, crop=32, lpips_weight=1.0)
-    expected = train(config, RunPaths(data=photos, out=tmp_path / "unbroken"))
+    return replace(TINY_GAN, crop=32, lpips_weight=1.0)
+
+
+def test_resuming_repeats_the_places_that_lpips_is_seen_from(tmp_path, photos, lpips_config):
+    expected = train(lpips_config, RunPaths(data=photos, out=tmp_path / "unbroken"))
     broken = RunPaths(data=photos, out=tmp_path / "broken")
-    first = stop_after(5, config, broken)
+    first = stop_after(5, lpips_config, broken)
     torch.manual_seed(99)
-    assert first + train(config, broken, resume=True) == expected
+    assert first + train(lpips_config, broken, resume=True) == expected
+
+
+def test_a_run_is_the_same_however_often_it_is_evaluated(tmp_path, photos, lpips_config):
+    often, seldom = (
+        train(lpips_config, RunPaths(data=photos, out=tmp_path / str(n)), pace=Pace(evaluate=n))
+        for n in (1, 100)
+    )
+    assert often == seldom
+
+
+def test_resuming_repeats_the_losses_after_a_crash(tmp_path, photos, lpips_config):
+    """The last checkpoint is of a step that was evaluated too."""
+    pace = Pace(evaluate=2, save=2)
+    expected = train(lpips_config, RunPaths(data=photos, out=tmp_path / "unbroken"), pace=pace)
+    broken = RunPaths(data=photos, out=tmp_path / "broken")
+    crash_in(8, lpips_config, broken, pace)
+    torch.manual_seed(99)
+    assert train(lpips_config, broken, pace=pace, resume=True) == expected[6:]
+
+
+def crash_in(step, config, paths, pace):
+    """Train, and die while the given step, counted from 1, is computed."""
+    count = 0
+
+    def die(*arguments):
+        nonlocal count
+        count += 1
+        if count == step:
+            raise MemoryError
+        return generator_terms(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.srgan.generator_terms", die)
+        with pytest.raises(MemoryError):
+            train(config, paths, pace=pace)
 
 
 def test_the_gan_stage_goes_on_from_the_average_with_optimizers_of_its_own(tmp_path, photos):
