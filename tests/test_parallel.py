@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -17,6 +18,7 @@ from train.checkpoint import load_checkpoint
 from train.config import TrainConfig
 from train.discriminator import Discriminator
 from train.parallel import World, join_world
+from train.report import TERMS
 from train.srgan import Adversary, RunPaths, check_finite, generator_terms, placed, train
 
 REPOSITORY = Path(__file__).parents[1]
@@ -108,11 +110,40 @@ def test_a_bad_loss_in_one_process_stops_all(tmp_path, monkeypatch, rank):
     assert (tmp_path / "bad_batch.safetensors").exists() == (rank == 0)
 
 
-def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path, photos):
+@pytest.fixture
+def features(tmp_path):
+    """A folder of feature networks that nobody trained: AlexNet, and the heads of LPIPS over it."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        0: (64, 3, 11),
+        3: (192, 64, 5),
+        6: (384, 192, 3),
+        8: (256, 384, 3),
+        10: (256, 256, 3),
+    }
+    body, heads = {}, {}
+    for number, (index, (out, into, side)) in enumerate(shapes.items()):
+        weight = torch.randn(out, into, side, side, generator=generator)
+        body |= {
+            f"features.{index}.weight": weight * (2 / (into * side**2)) ** 0.5,
+            f"features.{index}.bias": torch.zeros(out),
+        }
+        heads[f"alex.lin{number}.model.1.weight"] = torch.ones(1, out, 1, 1) / out
+    safetensors.torch.save_file(body, folder / "alexnet.safetensors")
+    safetensors.torch.save_file(heads, folder / "heads.safetensors")
+    return folder
+
+
+def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path, photos, features):
+    """With every term that needs no VGG, and a look at the first of them after each step."""
     arguments = ["-m", "train.srgan", "--network", "srgan-lite", "--channels", "8", "--blocks", "1"]
-    arguments += ["--steps", "2", "--gan-steps", "1", "--content", "mse", "--batch", "4"]
-    arguments += ["--crop", "16", "--learning-rate", "1e-3", "--spectral-norm"]
-    arguments += ["--discriminator-channels", "4", "--data", str(photos), "--out"]
+    arguments += ["--steps", "2", "--gan-steps", "3", "--content", "mse", "--batch", "4"]
+    arguments += ["--crop", "48", "--learning-rate", "1e-3", "--spectral-norm", "--eval-every", "1"]
+    arguments += ["--lpips-weight", "1", "--grid-weight", "1", "--r1-weight", "0.1"]
+    arguments += ["--features", str(features), "--discriminator-channels", "4"]
+    arguments += ["--data", str(photos), "--out"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, prefix in (("one", []), ("two", torchrun)):
         command = [sys.executable, *prefix, *arguments, str(tmp_path / name)]
@@ -123,10 +154,11 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path, phot
     with (tmp_path / "one" / "log.csv").open() as a, (tmp_path / "two" / "log.csv").open() as b:
         rows = [*csv.DictReader(a)], [*csv.DictReader(b)]
     for one, two in zip(*rows, strict=True):  # the losses of all processes, not of the first
-        for name in ("loss", "content", "adversarial", "discriminator", "pixel"):
+        for name in TERMS:
             assert float(two[name] or 0) == pytest.approx(float(one[name] or 0), abs=2e-6)
+    assert all(float(rows[0][-1][name] or 0) > 0 for name in TERMS if name != "pixel")
     one, two = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("one", "two"))
-    assert one["step"] == two["step"] == 3
+    assert one["step"] == two["step"] == 5
     assert one["config"] == two["config"]
     for part in ("net", "average", "discriminator"):
         for name, value in one[part].items():
