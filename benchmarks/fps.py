@@ -41,7 +41,6 @@ document with all of it, which goes to `--json` too.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -70,6 +69,7 @@ from torch import Tensor  # noqa: E402
 from benchmarks.report import available_cores, environment, macs_per_lr_pixel, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
+from engines.files import replaced  # noqa: E402
 from engines.finish import Finish  # noqa: E402
 from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
@@ -622,10 +622,9 @@ def plot(document: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("CPU ms a frame")
     axes.set_title(f"vsr upscale, {document['protocol']['input'].split(',')[0]}, stage by stage")
     axes.legend(loc="lower right")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
+    with replaced(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

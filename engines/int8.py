@@ -21,7 +21,6 @@ each texture that was asked for, bound to the SHA-256 of the weights, with the f
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engines.errors import EngineBuildError, WeightsError
+from engines.files import replaced
 from engines.weights import Model, read_metadata
 
 FORMAT = "vsr-int8/1"
@@ -137,9 +137,8 @@ def write_forms(path: Path, forms: list[Int8Form]) -> None:
                 tensors[f"{texture}/{conv}.input_step"] = torch.tensor(form.input_steps[conv])
             tensors[f"{texture}/{name}"] = value.clone()  # two forms may share what was not trained
     metadata = {"format": FORMAT, "forms": json.dumps(accounts, sort_keys=True)}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.torch.save(tensors, metadata))
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def _unpacked(tensors: dict[str, Tensor], texture: str, account: dict[str, Any]) -> Int8Form:

@@ -297,6 +297,16 @@ def build_network(
     return network_type(cast(Any, fields), deployed=deployed)
 
 
+def build_unfilled(name: str, config: dict[str, Any] | None = None) -> Network:
+    """Build a deploy form for weights that come next (see `build_network`).
+
+    Nothing is drawn from PyTorch's random numbers: a training run that is looked at goes on as one
+    that is not.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return build_network(name, config, deployed=True)
+
+
 def network_name(network: Network) -> str:
     """Return the key of `NETWORKS` that builds this network."""
     return next(name for name, (kind, _) in NETWORKS.items() if type(network) is kind)
@@ -307,12 +317,9 @@ def fold(network: Network) -> Network:
     """Return the deploy form of a network: same outputs, plain convolutions, in eval mode.
 
     Batch normalisation uses its running statistics, as in eval mode. The input is left unchanged;
-    folding a deploy form copies it. Nothing is drawn from PyTorch's random numbers: a run that is
-    looked at goes on as one that is not.
+    folding a deploy form copies it.
     """
-    name = network_name(network)
-    with torch.random.fork_rng(devices=[]):  # for the weights that are replaced at once
-        deployed = build_network(name, asdict(cast(Any, network.config)), deployed=True)
+    deployed = build_unfilled(network_name(network), asdict(cast(Any, network.config)))
     if isinstance(network, Generator) and not network.deployed:
         deployed.load_state_dict(_folded_state(network))
     else:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -30,7 +29,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from engines.errors import WeightsError
-from engines.networks import NETWORKS, Network, build_network
+from engines.files import replaced
+from engines.networks import NETWORKS, Network, build_unfilled
 
 FORMAT = "vsr-weights/1"
 COLOUR = "RGB in [0, 1], transfer as in the file, full range"
@@ -118,9 +118,8 @@ def save_weights(path: Path, net: Network, *, network: str, training: dict[str, 
         "training": json.dumps(_told_once(training, set()), sort_keys=True),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(safetensors.torch.save(tensors, metadata))
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, metadata))
 
 
 def _told_once(account: Any, told: set[str]) -> Any:
@@ -228,7 +227,7 @@ def _load(name: str, data: bytes, where: str) -> Model:
     try:
         config = json.loads(metadata["config"])
         training = json.loads(metadata.get("training", "{}"))
-        net = build_network(network, config, deployed=True)
+        net = build_unfilled(network, config)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{where} has a bad configuration: {error}") from error
     expected = net.state_dict()

@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from engines import weights
 from engines.errors import WeightsError
 from engines.networks import build_network, fold
 from engines.weights import BUILT_IN, COLOUR, FORMAT, BuiltIn, load_model, save_weights
@@ -70,6 +69,12 @@ def test_the_loaded_network_is_ready_to_run(file):
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_loading_draws_no_random_numbers(file):
+    before = torch.get_rng_state()
+    load_model(file)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_file_describes_itself(file):
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
@@ -117,11 +122,12 @@ def test_a_failed_save_keeps_the_old_file(file, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights.os, "replace", fail)
+    monkeypatch.setattr("engines.files.os.fsync", fail)
     net = build_network("srgan-lite", SMALL, deployed=True)
     with pytest.raises(OSError, match="disk full"):
         save_weights(file, net, network="srgan-lite", training={})
     assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_the_training_form_is_not_saved(tmp_path):
