@@ -154,7 +154,7 @@ class OpenVINOEngine(Engine):
                 if len(self._compiled) == _KEPT_SHAPES:
                     self._compiled.pop(next(iter(self._compiled)))
                 self._compiled[key] = self._compile(*key)
-            self._last = self._compiled[key]
+            self._last = self._compiled[key] = self._compiled.pop(key)  # the latest is the last
         wait = self._last.start(frames)
         if finish is None:
             return wait

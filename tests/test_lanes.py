@@ -282,6 +282,15 @@ def test_memory_that_lanes_took_is_given_back_with_them():
         assert [key[2] for key in engine._compiled] == [1]
 
 
+def test_the_sizes_that_are_kept_are_the_last_two_used():
+    with closing(
+        create_engine(tiny_model("srgan-lite"), backend="openvino", precision="fp32", threads=1)
+    ) as engine:
+        for width in (20, 24, 20, 28):
+            engine(torch.rand(1, 3, 16, width))
+        assert [key[1][3] for key in engine._compiled] == [20, 28]
+
+
 def test_no_result_is_kept_by_the_lane_that_made_it():
     with closing(
         create_engine(tiny_model("srgan-lite"), backend="openvino", precision="fp32", threads=2)
