@@ -29,7 +29,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,11 +38,13 @@ import torch  # noqa: E402
 
 from benchmarks.report import environment, publish  # noqa: E402
 from engines import BackendUnavailable, Engine, create_engine, load_model  # noqa: E402
+from engines.int8 import write_forms  # noqa: E402
 from engines.networks import build_network  # noqa: E402
-from engines.ov import OpenVINOEngine  # noqa: E402
+from engines.ov import OpenVINOEngine, runtime_form  # noqa: E402
 from engines.weights import Model, save_weights  # noqa: E402
+from train.data import find_sets  # noqa: E402
+from train.quantize import calibrate, fake_quantised, to_form  # noqa: E402
 from train.quantize import measure as compare  # noqa: E402
-from train.quantize import untrained_form  # noqa: E402
 from vsr.config import DEFAULT_MODEL  # noqa: E402
 from vsr.convert import PlaneLayout, from_rgb, to_rgb  # noqa: E402
 
@@ -79,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {options.rounds}")
     torch.set_num_threads(1)
-    sets = [] if options.untrained else sorted(p for p in options.eval.glob("*") if p.is_dir())
+    sets = [] if options.untrained else find_sets(options.eval)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = (
             untrained(Path(folder))
@@ -135,7 +137,9 @@ def untrained(folder: Path) -> Model:
     net = build_network("srgan", deployed=True)
     save_weights(path, net, network="srgan", training={})
     model = load_model(path)
-    untrained_form(model)
+    rounding, layers = fake_quantised(runtime_form(model.net))
+    calibrate(rounding, layers, torch.rand(1, 3, 32, 32))
+    write_forms(cast(Path, model.int8_path), [to_form(rounding, layers, model)])
     return model
 
 

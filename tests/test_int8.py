@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ BF16 = 0.05
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Three smooth pictures with some grain, also a test set."""
+    """Three smooth pictures with some grain."""
     folder = tmp_path_factory.mktemp("photos") / "set"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -62,6 +63,13 @@ def photos(tmp_path_factory) -> Path:
         picture = grey[..., None] + random.normal(0, 8, (64, 64, 3))
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def sets(photos, tmp_path):
+    """A folder of one test set."""
+    shutil.copytree(photos, tmp_path / "eval" / "set")
+    return tmp_path / "eval"
 
 
 @pytest.fixture(params=list(SHAPES))
@@ -92,9 +100,9 @@ needs_int8 = pytest.mark.skipif(
 
 
 @needs_int8
-def test_the_tool_makes_a_form_that_the_engine_takes(model, photos, capsys):
+def test_the_tool_makes_a_form_that_the_engine_takes(model, photos, sets):
     path = model.int8_path.parent / "tiny.safetensors"
-    folders = ["--data", str(photos), "--eval", str(photos.parent)]
+    folders = ["--data", str(photos), "--eval", str(sets)]
     options = ["--steps", "2", "--batch", "1", "--crop", "32"]
     assert main(["--model", str(path), *folders, *options]) == 0
     form = load_int8(load_model(path))
@@ -109,7 +117,7 @@ def test_the_tool_makes_a_form_that_the_engine_takes(model, photos, capsys):
 
 
 @needs_int8
-def test_a_compiled_network_trains_to_the_same_form(model, photos, monkeypatch):
+def test_a_compiled_network_trains_to_the_same_form(model, photos, sets, monkeypatch):
     compiled = []
 
     def compile_without_kernels(module: torch.nn.Module) -> None:
@@ -119,7 +127,7 @@ def test_a_compiled_network_trains_to_the_same_form(model, photos, monkeypatch):
     compile_as_usual = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", compile_without_kernels)
     path = model.int8_path.parent / "tiny.safetensors"
-    command = ["--model", str(path), "--data", str(photos), "--eval", str(photos.parent)]
+    command = ["--model", str(path), "--data", str(photos), "--eval", str(sets)]
     command += ["--batch", "1", "--crop", "32", "--learning-rate", "1e-2"]
     forms = []
     for flags in (["--steps", "0"], ["--steps", "2"], ["--steps", "2", "--compile"]):
@@ -131,6 +139,36 @@ def test_a_compiled_network_trains_to_the_same_form(model, photos, monkeypatch):
     assert any(not torch.equal(value, untrained[name]) for name, value in usual.items())
     for name, value in usual.items():
         torch.testing.assert_close(quick[name], value, atol=1e-5, rtol=0)
+
+
+@needs_int8
+def test_a_form_stays_until_a_better_one_is_measured(model, photos, sets, monkeypatch):
+    write_forms(model.int8_path, [form_of(model)[1]])
+    before = model.int8_path.read_bytes()
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.quantize.measure", stop)
+    command = ["--model", str(model.int8_path.parent / "tiny.safetensors"), "--data", str(photos)]
+    command += ["--eval", str(sets), "--steps", "0", "--crop", "32"]
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert model.int8_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("spoilt", ["small", "trained on"])
+def test_a_bad_test_set_is_refused_before_the_training(model, photos, sets, caplog, spoilt):
+    if spoilt == "small":
+        Image.new("RGB", (12, 12)).save(sets / "set" / "z.png")
+    (sets / ".hidden").mkdir()
+    path = model.int8_path.parent / "tiny.safetensors"
+    data = sets if spoilt == "trained on" else photos
+    assert main(["--model", str(path), "--data", str(data), "--eval", str(sets)]) == 1
+    (record,) = caplog.records
+    message = {"small": "z.png: 12x12 is too small", "trained on": "are below --data too"}[spoilt]
+    assert message in record.getMessage()
+    assert not model.int8_path.exists()
 
 
 def test_the_tool_says_in_one_line_what_is_wrong(model, photos, tmp_path, caplog):

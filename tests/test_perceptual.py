@@ -216,6 +216,21 @@ def test_heads_of_the_other_network_are_as_good_as_missing(tmp_path):
         load_lpips(files, network="vgg")
 
 
+@pytest.mark.parametrize("load", [load_dists, lambda files: load_lpips(files, network="vgg")])
+def test_measures_take_vgg16_whole_and_as_torchvision_has_it(tmp_path, load):
+    """Weights of Caffe's range, or the first five layers, would give figures that mean nothing."""
+    shapes = dict.fromkeys((2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (1, 1))
+    whole = random_weights({0: (64, 3), **shapes})
+    heads = {f"vgg.lin{i}.model.1.weight": torch.ones(1, 1, 1, 1) for i in range(5)}
+    heads["alex.lin0.model.1.weight"] = torch.ones(1, 1, 1, 1)
+    write(tmp_path / "caffe.safetensors", whole, input="BGR 0..255 minus")
+    cut = {name: value for name, value in whole.items() if int(name.split(".")[1]) < 26}
+    write(tmp_path / "cut.safetensors", cut)
+    write(tmp_path / "heads.safetensors", heads)
+    with pytest.raises(ValueError, match="needs vgg16"):
+        load(find_feature_files([tmp_path]))
+
+
 def bicubic_of(original):
     """What bicubic makes of a picture (H, W, 3) shrunk by 4."""
     height, width = original.shape[:2]

@@ -391,6 +391,21 @@ def _content(
     return ContentFeatures(network, source)
 
 
+def _whole(architecture: Architecture, files: list[FeatureFile]) -> list[FeatureFile]:
+    """Return the files of a network with all its convolutions, as torchvision trained it.
+
+    LPIPS and DISTS are of those weights, and of no others.
+    """
+    convolutions = {"alexnet": 5, "vgg16": 13, "vgg19": 16}[architecture]
+    return [
+        file
+        for file in files
+        if file.kind == architecture
+        and file.convolutions >= convolutions
+        and file.preprocessing is IMAGENET
+    ]
+
+
 def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "alex") -> LPIPS:
     """Load LPIPS 0.1 over AlexNet or VGG16.
 
@@ -399,7 +414,7 @@ def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "a
     """
     architecture: Architecture = "alexnet" if network == "alex" else "vgg16"
     taps = LPIPS_TAPS[architecture]
-    body = [f for f in files if f.kind == architecture and f.convolutions >= len(taps)]
+    body = _whole(architecture, files)
     wanted = [f"{network}.lin{i}.model.1.weight" for i in range(len(taps))]
     heads = [file.tensors() for file in files if file.kind == "heads"]
     heads = [tensors for tensors in heads if tensors.keys() >= set(wanted)]
@@ -415,13 +430,19 @@ def load_lpips(files: list[FeatureFile], *, network: Literal["alex", "vgg"] = "a
     return LPIPS(features, [heads[0][name] for name in wanted])
 
 
+def find_lpips(files: list[FeatureFile], device: torch.device) -> LPIPS | None:
+    """Load LPIPS over AlexNet, for scores, if its files are there."""
+    kinds = {file.kind for file in files}
+    return load_lpips(files).to(device) if {"alexnet", "heads"} <= kinds else None
+
+
 def load_dists(files: list[FeatureFile]) -> DISTS:
     """Load DISTS, whose own weights lie beside this module.
 
     Raises:
         ValueError: VGG16 is not among the files.
     """
-    body = [f for f in files if f.kind == "vgg16" and f.convolutions >= 13]
+    body = _whole("vgg16", files)
     if not body:
         raise ValueError("DISTS needs vgg16: give a safetensors file of it with --features")
     features = FeatureNetwork(

@@ -26,6 +26,7 @@ import argparse
 import copy
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -54,7 +55,9 @@ from engines.ov import runtime_form
 from engines.weights import Model
 from train.data import (
     PatchSampler,
+    check_apart,
     find_photos,
+    find_sets,
     shrink_bicubic,
     to_frame,
 )
@@ -324,28 +327,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def untrained_form(model: Model) -> None:
-    """Write an int8 form of weights that nobody trained, which tells the speed all the same."""
-    net, layers = fake_quantised(runtime_form(model.net))
-    calibrate(net, layers, torch.rand(1, 3, 32, 32))
-    write_forms(cast(Path, model.int8_path), [to_form(net, layers, model)])
-
-
 def quantise(options: argparse.Namespace) -> Int8Form:
     """Make, measure and write the form that the options ask for.
 
     Raises:
         VSRError: the model cannot be loaded, or OpenVINO is missing.
-        ValueError: an argument is out of range, or no photo is large enough.
+        ValueError: an argument is out of range, no photo is large enough, or a picture of a test
+            set cannot be scored or is among the photos.
         FileNotFoundError: a folder is missing or empty.
     """
     model = load_model(options.model, texture=options.texture)
-    sets = sorted(path for path in options.eval.iterdir() if path.is_dir())
-    if not sets:
-        raise FileNotFoundError(f"no test sets (folders of pictures) in {options.eval}")
+    sets = find_sets(options.eval)
+    photos = find_photos(options.data)[:: options.every]
+    check_apart(photos, sets)
+    for picture in (picture for folder in sets for picture in find_photos(folder)):
+        load_original(picture, scale=model.scale)  # refused now, not after the training
     torch.manual_seed(options.seed)
     teacher = runtime_form(model.net)
-    photos = find_photos(options.data)[:: options.every]
     sampler = PatchSampler(photos, crop=options.crop, scale=model.scale, seed=options.seed)
     frames, _ = sampler.batch(CALIBRATION_PATCHES)
     equalise(teacher, frames)
@@ -365,12 +363,14 @@ def quantise(options: argparse.Namespace) -> Int8Form:
     form = to_form(net, layers, model)
     path = cast(Path, model.int8_path)
     others = [f for f in read_forms(path) if f.texture != form.texture] if path.exists() else []
-    write_forms(path, [*others, form])  # not used by itself before its gate is in it
-    with (
-        closing(create_engine(model, backend="openvino", precision="fp32")) as fp32,
-        closing(create_engine(model, backend="openvino", precision="int8")) as int8,
-    ):
-        gate = measure(fp32, int8, sets, scale=model.scale)
+    with tempfile.TemporaryDirectory() as folder:  # the form there was stays until this is measured
+        trial = replace(model, int8_path=Path(folder) / path.name)
+        write_forms(cast(Path, trial.int8_path), [form])
+        with (
+            closing(create_engine(trial, backend="openvino", precision="fp32")) as fp32,
+            closing(create_engine(trial, backend="openvino", precision="int8")) as int8,
+        ):
+            gate = measure(fp32, int8, sets, scale=model.scale)
     trained_by = ("steps", "batch", "crop", "learning_rate", "compile", "every", "seed")
     gate |= {name: getattr(options, name) for name in trained_by}
     form = replace(form, gate=gate)
