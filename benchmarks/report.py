@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from engines.errors import VSRError
+from engines.files import replaced
 from engines.networks import build_network
 from engines.weights import save_weights
-from train.srgan import describe_commit
+from train.account import describe_commit
 
 
 def publish(name: str, measure: Callable[[], dict[str, Any]], path: Path | None) -> int:
@@ -94,6 +95,5 @@ def macs_per_lr_pixel(net: nn.Module) -> int:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a crash leaves either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,17 @@ def test_no_file_imports_upwards(path):
     for library, homes in BACKEND_LIBRARIES.items():
         assert library not in found or name in homes
         assert not found.get(library, False), f"{library} must be imported on demand"
+
+
+@pytest.mark.parametrize("script", ["fps", "presets", "durability", "rtx_probe", "still_camera"])
+def test_a_benchmark_of_speed_runs_without_what_training_needs(script):
+    """`pip install -e .` is what those with a GPU do first."""
+    code = "import sys; sys.modules |= {'PIL': None, 'skimage': None, 'tensorboard': None}; "
+    code += f"import benchmarks.{script}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_rules_see_what_they_forbid(tmp_path):

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
+import av
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from train.degrade import (
     CODECS,
     FRAMES,
     MOST_PAN,
+    MOST_WORKERS,
     VideoSampler,
     degrade,
     from_420,
@@ -84,6 +89,28 @@ def test_x264_makes_the_same_of_frames_whose_look_ahead_avx512_gets_wrong():
     assert len(outputs) == 1
 
 
+def test_a_codec_that_loses_a_frame_is_an_error(monkeypatch):
+    class Losing:
+        """A decoder that keeps its last frames to itself."""
+
+        def __init__(self, real):
+            self.real = real
+
+        def decode(self, packet):
+            return [] if packet is None else self.real.decode(packet)
+
+    def create(name, mode):
+        real = av.CodecContext.create(name, mode)
+        return real if mode == "w" else Losing(real)
+
+    contexts = SimpleNamespace(create=create)
+    fake = SimpleNamespace(CodecContext=contexts, VideoFrame=av.VideoFrame)
+    monkeypatch.setattr("train.degrade.av", fake)
+    x264 = next(codec for codec in CODECS if codec.encoder == "libx264")
+    with pytest.raises(RuntimeError, match=r"libx264 made \d frames of 6"):
+        through_encoder(smooth_frames(), x264, 20)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.encoder)
 def test_a_worse_quality_is_worse(codec):
     photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -143,6 +170,19 @@ def test_a_restart_draws_what_an_unbroken_run_draws(photos):
     for _ in range(3):
         for a, b in zip(unbroken.batch(4), resumed.batch(4), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_closed_sampler_makes_no_more_clips(photos, monkeypatch):
+    made = []
+
+    def slow(*arguments, **options):
+        time.sleep(0.05)
+        made.append(1)
+        return degrade(*arguments, **options)
+
+    monkeypatch.setattr("train.degrade.degrade", slow)
+    VideoSampler(photos, crop=64, scale=4, seed=0).close()
+    assert len(made) <= MOST_WORKERS
 
 
 def test_of_a_large_photo_a_clip_shows_a_window_anywhere_in_it(tmp_path):

@@ -92,10 +92,12 @@ def test_batch_norm_is_refused_where_processes_cannot_share_its_statistics():
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, photos, monkeypatch):
-    world = World(0, 3, torch.device("cpu"))
+    world, left = World(0, 3, torch.device("cpu")), []
     monkeypatch.setattr("train.srgan.join_world", lambda: world)
+    monkeypatch.setattr(World, "leave", lambda self: left.append(self))
     with pytest.raises(ValueError, match="a batch of 16 does not divide among 3 processes"):
         train(TrainConfig(), RunPaths(data=photos, out=tmp_path / "out"))
+    assert left == [world]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

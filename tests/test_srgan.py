@@ -19,10 +19,12 @@ from PIL import Image
 import train.srgan as train_module
 from engines.networks import build_network, fold
 from engines.weights import load_model, save_weights
+from train.account import describe_command
 from train.checkpoint import load_checkpoint
 from train.config import RECIPES, TrainConfig, combine
 from train.data import PatchSampler, find_photos
 from train.discriminator import DISCRIMINATORS
+from train.metrics import score
 from train.parallel import World
 from train.perceptual import IMAGENET, LPIPS, LPIPS_SCALING, ContentFeatures, FeatureNetwork
 from train.report import Report
@@ -30,7 +32,6 @@ from train.srgan import (
     Adversary,
     Pace,
     RunPaths,
-    describe_command,
     discriminator_step,
     generator_terms,
     main,
@@ -166,6 +167,15 @@ def test_a_resumed_run_keeps_its_own_values(recipe, system):
     resumed = asdict(TrainConfig(channels=8, learning_rate=3e-4))
     config = combine(recipe, system, {"seed": 7}, resumed=resumed)
     assert asdict(config) == resumed | {"seed": 7}
+
+
+def test_a_run_of_another_version_lacks_options_or_has_too_many():
+    resumed = asdict(TrainConfig(steps=7))
+    del resumed["half_size"]
+    assert combine(None, None, {"gan_steps": 3}, resumed=resumed).steps == 7
+    assert combine(None, "srgan-vgg54", {}, resumed=resumed).half_size is False
+    with pytest.raises(ValueError, match="options that this version does not have: cutmix, zeal"):
+        combine(None, None, {}, resumed={**resumed, "zeal": 1, "cutmix": True})
 
 
 @pytest.mark.parametrize(
@@ -878,6 +888,65 @@ def test_a_run_stopped_where_it_is_evaluated_is_evaluated_once(tmp_path, photos)
         assert [row["step"] for row in csv.DictReader(file)] == ["2"]
 
 
+def test_a_run_that_died_in_its_last_evaluation_gets_its_weights_by_resuming(
+    tmp_path, photos, monkeypatch
+):
+    shutil.copytree(photos, tmp_path / "eval" / "Own")
+    paths = RunPaths(data=photos, out=tmp_path / "out", eval=tmp_path / "eval")
+
+    looks = 0
+
+    def look(*arguments):
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    pace = Pace(evaluate=2)
+    monkeypatch.setattr("train.srgan.score", look)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, paths, pace=pace)
+    assert load_model(paths.weights).training["steps"] == 2
+    assert load_checkpoint(paths.checkpoint)["step"] == 4
+    assert train(TINY, paths, pace=pace, resume=True) == []
+    assert load_model(paths.weights).training["steps"] == 4
+    before = paths.weights.stat().st_mtime_ns
+    assert train(TINY, paths, pace=pace, resume=True) == []
+    assert paths.weights.stat().st_mtime_ns == before  # nothing is left to do
+    with (paths.out / "log.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
+
+
+def test_pictures_of_the_test_sets_are_not_trained_on(tmp_path, photos):
+    shutil.copytree(photos, tmp_path / "all" / "train")
+    shutil.copytree(photos, tmp_path / "all" / "eval" / "Own")
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    for data in ("all", "link"):
+        paths = RunPaths(tmp_path / data, tmp_path / "out", eval=tmp_path / "all" / "eval")
+        with pytest.raises(ValueError, match=r"3 pictures of the test sets are below --data too"):
+            train(TINY, paths)
+    assert not (tmp_path / "out").exists()
+    train(TINY, RunPaths(tmp_path / "all" / "train", paths.out, eval=paths.eval))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the limit on a file's size is POSIX's")
+def test_a_checkpoint_that_the_disk_does_not_take_is_one_line(tmp_path, photos):
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    code += "from train.srgan import main; sys.exit(main())"
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, "--data", str(photos), "--out", str(out)]
+    done = subprocess.run(
+        [*command, *TINY_ARGUMENTS, "--steps", "2"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "checkpoint.pt cannot be written" in done.stderr.splitlines()[-1]
+    assert not list(out.glob("checkpoint*"))
+
+
 def test_a_run_is_scored_where_its_network_is(photos, monkeypatch):
     devices = set()
 
@@ -895,8 +964,8 @@ def test_a_run_is_scored_where_its_network_is(photos, monkeypatch):
         return torch.zeros(1)
 
     net = build_network("srgan-lite", {"channels": 8, "blocks": 1}).to("meta")
-    monkeypatch.setattr(train_module, "fold", lambda net: Elsewhere())
-    result = train_module.score(net, [photos], lpips)[photos.name]
+    monkeypatch.setattr("train.metrics.fold", lambda net: Elsewhere())
+    result = score(net, [photos], lpips)[photos.name]
     meta = torch.device("meta")
     assert devices == {
         ("network", meta),

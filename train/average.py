@@ -22,10 +22,11 @@ import torch
 
 from engines.errors import VSRError
 from engines.weights import Model, load_model, save_weights
+from train.account import describe_command, describe_commit
 from train.data import find_sets
+from train.metrics import score
 from train.parallel import join_world
-from train.perceptual import find_feature_files
-from train.srgan import describe_command, describe_commit, find_lpips, score
+from train.perceptual import find_feature_files, find_lpips
 
 log = logging.getLogger("train")
 
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         accounts = [{"sha256": m.sha256, "training": m.training} for m in models]
         sets = find_sets(options.eval) if options.eval is not None else []
         world = join_world()
-        lpips = find_lpips(find_feature_files(options.features), world) if sets else None
+        lpips = find_lpips(find_feature_files(options.features), world.device) if sets else None
         mean = mean_network(models)
         found = score(mean.net.to(world.device), sets, lpips)
         scores = {name: asdict(result) for name, result in found.items()}

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engines.files import replaced
+
 CHECKPOINT_VERSION = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a crash leaves either the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state | {"version": CHECKPOINT_VERSION}, partial)
-    os.replace(partial, path)
+    """Write a checkpoint so that a crash leaves either the old file or the new one.
+
+    Raises:
+        OSError: the disk does not take it; the old file is left.
+    """
+    try:
+        with replaced(path) as partial:
+            torch.save(state | {"version": CHECKPOINT_VERSION}, partial)
+    except RuntimeError as error:  # torch's own of a full disk, in its words
+        reason, *_ = str(error).splitlines()
+        raise OSError(f"{path} cannot be written: is the disk full? ({reason})") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

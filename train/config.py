@@ -210,8 +210,13 @@ def combine(
 
     Raises:
         ValueError: a value is not possible, the system is a GAN and the recipe has no GAN stage, or
-            the run to resume is of another recipe or system.
+            the run to resume is of another recipe or system, or has options of another version.
     """
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    if unknown := resumed.keys() - defaults.keys():
+        named = ", ".join(sorted(unknown))
+        raise ValueError(f"the run to resume has options that this version does not have: {named}")
+    resumed = resumed and {**defaults, **resumed}  # what a newer version has added
     if resumed and recipe not in (None, resumed["recipe"]):
         raise ValueError(f"the run to resume is of the recipe {resumed['recipe']}, not {recipe}")
     wanted = SYSTEMS[system] if resumed and system is not None else {}

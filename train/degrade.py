@@ -167,6 +167,8 @@ def through_encoder(
         packets += encoder.encode(picture)
     packets += encoder.encode(None)
     decoded = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
+    if len(decoded) != len(frames):  # the pairs would be of different moments
+        raise RuntimeError(f"{codec.encoder} made {len(decoded)} frames of {len(frames)}")
     return [
         from_420(
             [
@@ -225,7 +227,7 @@ class VideoSampler(PatchSampler):
     ahead. Which clips there are depends on the seed and the count of batches alone, so a resumed
     run draws what an unbroken one would. Memory: that of `PatchSampler`, and 6 frames a clip.
 
-    Args: as for `PatchSampler`.
+    Args: as for `PatchSampler`; `candidates` counts for the other half alone.
     """
 
     def __init__(self, paths: Iterable[Path], *, seed: int, **options: Any) -> None:
@@ -291,3 +293,7 @@ class VideoSampler(PatchSampler):
             clip.cancel()
         made = state[self.state_bytes :].clone().view(torch.int64)  # none of `PatchSampler`
         self._restart(int(made) if len(made) else 0)
+
+    def close(self) -> None:
+        """Stop the threads after the clips at hand."""
+        self._threads.shutdown(cancel_futures=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from engines.networks import Network, fold
 from train.data import crop_to_multiple, find_photos, load_rgb, shrink_bicubic, to_frame
+from train.perceptual import LPIPS
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """of two (1, 3, H, W) frames in [0, 1] on the CPU: LPIPS, DISTS"""
@@ -129,6 +132,32 @@ def evaluate(
         ssim_y=fmean(s[1] for s in scores),
         **{name: fmean(column) for name, column in distances.items()},
     )
+
+
+def score(net: Network, sets: list[Path], lpips: LPIPS | None = None) -> dict[str, Score]:
+    """Score a network's deploy form on test sets, on the device where it lies.
+
+    Args:
+        net: in either form; left as it is.
+        sets: folders of pictures.
+        lpips: over AlexNet, on the same device; None leaves it out.
+
+    Returns:
+        The scores by the folder's name.
+    """
+    device = next(net.parameters()).device
+    deployed = fold(net).to(device)
+
+    def upscale(lr: Tensor) -> Tensor:
+        return cast(Tensor, deployed(lr.to(device)))
+
+    def distance(sr: Tensor, hr: Tensor) -> Tensor:
+        return cast(Tensor, cast(LPIPS, lpips)(sr.to(device), hr.to(device)))
+
+    measure = None if lpips is None else distance
+    return {
+        path.name: evaluate(upscale, path, scale=net.config.scale, lpips=measure) for path in sets
+    }
 
 
 def flicker(result: list[NDArray[np.uint8]], original: list[NDArray[np.uint8]]) -> float:

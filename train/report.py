@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engines.files import replaced
 from train.metrics import Score
 
 log = logging.getLogger("train")
@@ -112,12 +112,10 @@ class Report:
             return list(reader.fieldnames or []), rows
 
     def _write(self, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="") as file:
+        with replaced(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")  # what no column names
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)
 
     def pictures(self, step: int, lr: Tensor, sr: Tensor, hr: Tensor) -> None:
         """Show patches in TensorBoard, a row each: input (enlarged), output, original.

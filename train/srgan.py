@@ -26,12 +26,11 @@ import argparse
 import copy
 import logging
 import math
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -43,12 +42,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from engines.algebra import LowTail
-from engines.errors import VSRError
+from engines.errors import VSRError, WeightsError
 from engines.networks import Generator, Network, build_network, fold
 from engines.weights import Model, load_model, save_weights
+from train.account import describe_command, describe_commit
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig, combine
-from train.data import Batch, PatchSampler, Prefetcher, find_photos, find_sets
+from train.data import Batch, PatchSampler, Prefetcher, check_apart, find_photos, find_sets
 from train.degrade import VideoSampler
 from train.discriminator import DISCRIMINATORS
 from train.losses import (
@@ -61,7 +61,7 @@ from train.losses import (
     pixel_loss,
     r1_penalty,
 )
-from train.metrics import Score, evaluate, load_original
+from train.metrics import Score, load_original, score
 from train.muon import Muon
 from train.parallel import World, join_world
 from train.perceptual import (
@@ -70,6 +70,7 @@ from train.perceptual import (
     FeatureFile,
     MeanDistance,
     find_feature_files,
+    find_lpips,
     load_content_features,
     load_lpips,
 )
@@ -314,6 +315,213 @@ class Pace:
                 raise ValueError(f"{name} must be at least 1, got {every}")
 
 
+class Run:
+    """The state of a run: its networks, their optimizers, how far it is.
+
+    Args:
+        config: what shapes it.
+        world: its processes.
+        start: what the generator begins from; None: random weights.
+        files: feature networks, for the losses of the GAN stage.
+        command: the command line, for the account of the weights.
+
+    Raises:
+        ValueError: `start` is of another network, a feature network is missing, or the crop does
+            not suit the discriminator.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        *,
+        start: Model | None,
+        files: list[FeatureFile],
+        command: str,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.step = 0
+        """steps done"""
+        self.net = placed(make_generator(config, start), world, config)
+        self.average = copy.deepcopy(self.net)
+        self.adversary = make_adversary(config, files, world) if config.gan_steps else None
+        self.optimizers = make_optimizers(config, self.net, gan=False)
+        self.start: dict[str, Any] | None = (
+            None if start is None else {"sha256": start.sha256, "training": start.training}
+        )
+        """account of the weights that it began from"""
+        self.commands = [command]
+        """the one that began it, and each that resumed it"""
+        self._seconds_before, self._began = 0.0, time.monotonic()
+
+    @property
+    def scale(self) -> int:
+        """The factor of the generator."""
+        return cast(Network, self.net).config.scale
+
+    def begin_gan(self) -> None:
+        """Go over to the GAN stage: from the averaged weights, with optimizers of its own."""
+        self.net.load_state_dict(self.average.state_dict())
+        self.optimizers = make_optimizers(self.config, self.net, gan=True)
+
+    def set_learning_rate(self) -> None:
+        """Give the optimizers the rate of the step to come."""
+        rate = self.config.rate_at(self.step)
+        others = [self.adversary.optimizer] if self.adversary else []
+        for optimizer in [*self.optimizers, *others]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("factor", 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a checkpoint keeps, but for the sampler's state."""
+        adversary = self.adversary
+        return {
+            "net": self.net.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "discriminator": adversary and adversary.discriminator.state_dict(),
+            "discriminator_optimizer": adversary and adversary.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "step": self.step,
+            "seconds": self._seconds_before + time.monotonic() - self._began,
+            "config": asdict(self.config),
+            "commands": self.commands,
+            "start": self.start,
+            "torch": str(torch.__version__),
+        }
+
+    def load_checkpoint(self, path: Path) -> Tensor:
+        """Go on where a checkpoint was taken; return the sampler's state.
+
+        Raises:
+            ValueError: the checkpoint is of another network, began from other weights, or is past a
+                stage that this run has made longer or shorter.
+        """
+        state = load_checkpoint(path)
+        check_stage(path, state, self.config)
+        if self.start is not None and self.start["sha256"] != (state["start"] or {}).get("sha256"):
+            raise ValueError(f"{path} is of a run that did not begin from what --start names")
+        self.step, self._seconds_before = state["step"], state["seconds"]
+        self.start, self.commands = state["start"], [*state["commands"], *self.commands]
+        self.optimizers = make_optimizers(self.config, self.net, gan=self.step > self.config.steps)
+        try:
+            self.net.load_state_dict(state["net"])
+            self.average.load_state_dict(state["average"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if self.adversary is not None and state["discriminator"] is not None:
+                self.adversary.discriminator.load_state_dict(state["discriminator"])
+                self.adversary.optimizer.load_state_dict(state["discriminator_optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(describe_mismatch(path, state["config"], self.config)) from error
+        torch.set_rng_state(state["rng"])
+        log.info("resuming at step %d", self.step)
+        return cast(Tensor, state["sampler"])
+
+
+class Output:
+    """What a run leaves in its folder: checkpoints, weights, the log; of its first process alone.
+
+    Args:
+        run: whose state is written, as it is at each call.
+        paths: where to.
+        batches: the patches, for their state and the time that was waited for them.
+        world: the run's processes.
+        sets: folders of pictures to score on.
+        lpips: measured on them too, if there.
+        photos: how many are trained on.
+        tensorboard: write for TensorBoard too.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        paths: RunPaths,
+        batches: Prefetcher,
+        world: World,
+        *,
+        sets: list[Path],
+        lpips: LPIPS | None,
+        photos: int,
+        tensorboard: bool,
+    ) -> None:
+        self._run, self._paths, self._batches = run, paths, batches
+        self._sets, self._lpips = sets, lpips
+        self._data = f"{paths.data.name}, {photos} photos"
+        self._commit = describe_commit()
+        self._report = (
+            Report(paths.out, tensorboard=tensorboard, step=run.step) if world.is_first else None
+        )
+        self._published_step = steps_of(paths.weights)
+        self._scored: tuple[int, dict[str, Score]] = (0, {})
+        self._began, self._looking_seconds = time.monotonic(), 0.0
+        self.means = Means()
+        self.patches: tuple[Tensor, Tensor, Tensor] | None = None
+        """the last step's input, output and originals"""
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self._report is not None:
+            sampler = {"sampler": self._batches.state}
+            save_checkpoint(self._paths.checkpoint, self._run.state_dict() | sampler)
+
+    def publish(self) -> None:
+        """Score the averaged weights, tell of it and write them, unless they are out already."""
+        step = self._run.step
+        if self._report is None or step in (0, self._published_step):
+            return
+        looked = time.monotonic()
+        worked = max(1e-9, looked - self._began - self._looking_seconds)
+        busy = 1 - self._batches.waited_seconds / worked
+        self._report.evaluation(step, self.means.take(), self._scores(), busy=busy)
+        if self.patches is not None:
+            self._report.pictures(step, *(patches[:4] for patches in self.patches))
+        self._write_weights(self._paths.weights)
+        self._published_step = step
+        self._looking_seconds += time.monotonic() - looked
+
+    def publish_fidelity(self) -> None:
+        """Write the averaged weights as they are before the GAN stage."""
+        if self._report is not None:
+            self._write_weights(self._paths.fidelity)
+
+    def _scores(self) -> dict[str, Score]:
+        """Score the averaged weights, once a step."""
+        if self._scored[0] != self._run.step:
+            average = cast(Network, self._run.average)
+            self._scored = (self._run.step, score(average, self._sets, self._lpips))
+        return self._scored[1]
+
+    def _write_weights(self, path: Path) -> None:
+        run = self._run
+        account = {
+            "commands": run.commands,
+            "data": self._data,
+            "steps": run.step,
+            "commit": self._commit,
+            "config": asdict(run.config),
+            "start": run.start,
+            "features": run.adversary and run.adversary.content and run.adversary.content.source,
+            "scores": {name: asdict(result) for name, result in self._scores().items()},
+        }
+        deployed = fold(cast(Network, run.average)).cpu()
+        save_weights(path, deployed, network=run.config.network, training=account)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self._report is not None:
+            self._report.close()
+
+
+def steps_of(path: Path) -> int | None:
+    """Return the step that a file of weights is of, or None where there is no sound one."""
+    try:
+        return cast(int | None, load_model(path).training.get("steps"))
+    except WeightsError:
+        return None
+
+
 def train(
     config: TrainConfig,
     paths: RunPaths,
@@ -336,196 +544,124 @@ def train(
     Raises:
         FileNotFoundError: no photos, no test sets, or no checkpoint to resume from.
         FileExistsError: not to resume, but there is a checkpoint.
-        ValueError: a feature network is missing, a picture of a test set cannot be scored, or the
-            checkpoint is of another network.
+        ValueError: a feature network is missing, a picture of a test set cannot be scored or is
+            among the photos, or the checkpoint is of another network.
         FloatingPointError: a loss is not finite; its batch is in `bad_batch.safetensors`.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step at hand and a checkpoint.
     """
-    pace = pace or Pace()
-    evaluate_every = pace.evaluate or min(2000, max(1, config.total_steps // 10))
-    sets = find_sets(paths.eval) if paths.eval is not None else []
     if paths.checkpoint.exists() and not resume:
         raise FileExistsError(
             f"{paths.checkpoint} is of an earlier run: go on with it by --resume, or give another "
             "--out"
         )
-    # --- set up ----------------------------------------------------------------------------------
-    world = join_world()
-    if config.batch % world.size:
-        raise ValueError(f"a batch of {config.batch} does not divide among {world.size} processes")
-    torch.manual_seed(config.seed)
-    files = find_feature_files(paths.features)
-    model = load_model(paths.start) if paths.start else None
-    net = placed(make_generator(config, model), world, config)
-    average = copy.deepcopy(net)
-    adversary = make_adversary(config, files, world) if config.gan_steps else None
-    measure = find_lpips(files, world) if sets else None
-    scale = cast(Network, net).config.scale
-    for picture in (picture for path in sets for picture in find_photos(path)):
-        load_original(picture, scale=scale)  # refused now, not at the first evaluation
-    sampler = make_sampler(config, find_photos(paths.data), scale=scale)
-    paths.out.mkdir(parents=True, exist_ok=True)
-    commit = describe_commit()
-    step, seconds_before = 0, 0.0
-    began_from = model and {"sha256": model.sha256, "training": model.training}
-    commands = [command]  # the one that began the run, and each that resumed it
-    optimizers: list[torch.optim.Optimizer] = []
-    if resume:
-        state = load_checkpoint(paths.checkpoint)
-        step, seconds_before = state["step"], state["seconds"]
-        check_stage(paths.checkpoint, state, config)
-        commands = [*state["commands"], command]
-        if model is not None and model.sha256 != (state["start"] or {}).get("sha256"):
+    with ExitStack() as stack:
+        world = join_world()
+        stack.callback(world.leave)
+        if config.batch % world.size:
             raise ValueError(
-                f"{paths.checkpoint} is of a run that did not begin from {paths.start}"
+                f"a batch of {config.batch} does not divide among {world.size} processes"
             )
-        began_from = state["start"]
-        optimizers = make_optimizers(config, net, gan=step > config.steps)
-        try:
-            net.load_state_dict(state["net"])
-            average.load_state_dict(state["average"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            if adversary is not None and state["discriminator"] is not None:
-                adversary.discriminator.load_state_dict(state["discriminator"])
-                adversary.optimizer.load_state_dict(state["discriminator_optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                describe_mismatch(paths.checkpoint, state["config"], config)
-            ) from error
-        sampler.load_state(state["sampler"])
-        torch.set_rng_state(state["rng"])
-        log.info("resuming at step %d", step)
-    else:
-        optimizers = make_optimizers(config, net, gan=False)
-    upscale = LowTail(net) if isinstance(net, Generator) else net
+        sets = find_sets(paths.eval) if paths.eval is not None else []
+        photos = find_photos(paths.data)
+        check_apart(photos, sets)
+        files = find_feature_files(paths.features)
+        start = load_model(paths.start) if paths.start else None
+        run = Run(config, world, start=start, files=files, command=command)
+        lpips = find_lpips(files, world.device) if sets else None
+        for picture in (picture for path in sets for picture in find_photos(path)):
+            load_original(picture, scale=run.scale)  # refused now, not at the first evaluation
+        sampler = make_sampler(config, photos, scale=run.scale)
+        stack.callback(sampler.close)
+        paths.out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            sampler.load_state(run.load_checkpoint(paths.checkpoint))
+        part, on_gpu = (world.rank, world.size), world.device.type == "cuda"
+        batches = Prefetcher(sampler, config.batch, part=part, pinned=on_gpu)
+        stack.callback(batches.close)
+        output = Output(
+            run,
+            paths,
+            batches,
+            world,
+            sets=sets,
+            lpips=lpips,
+            photos=sampler.photos,
+            tensorboard=tensorboard,
+        )
+        stack.callback(output.close)
+        return loop(run, batches, output, world, paths, pace or Pace())
+
+
+def loop(
+    run: Run, batches: Prefetcher, output: Output, world: World, paths: RunPaths, pace: Pace
+) -> list[float]:
+    """Take the steps that are left; see `train`."""
+    config = run.config
+    evaluate_every = pace.evaluate or min(2000, max(1, config.total_steps // 10))
+    layout = memory_layout(world, config)
+    upscale = LowTail(run.net) if isinstance(run.net, Generator) else run.net
     if config.compile:
         upscale.compile()
-        if adversary is not None and not config.r1_weight:  # R1 derives twice, which cannot be
-            adversary.discriminator.compile()
-
-    # --- the loop ------------------------------------------------------------------------------
+        if run.adversary and not config.r1_weight:  # R1 derives twice, which cannot be
+            run.adversary.discriminator.compile()
     losses: list[float] = []
-    means = Means()
-    start, began = step, time.monotonic()
-    published, looking_seconds = step, 0.0
-    scores: dict[str, Score] = {}
-    report = Report(paths.out, tensorboard=tensorboard, step=step) if world.is_first else None
-    layout, on_gpu = memory_layout(world, config), world.device.type == "cuda"
-    batches = Prefetcher(sampler, config.batch, part=(world.rank, world.size), pinned=on_gpu)
-
-    def save() -> None:
-        if not world.is_first:
-            return
-        save_checkpoint(
-            paths.checkpoint,
-            {
-                "net": net.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "discriminator": adversary and adversary.discriminator.state_dict(),
-                "discriminator_optimizer": adversary and adversary.optimizer.state_dict(),
-                "sampler": batches.state,
-                "rng": torch.get_rng_state(),
-                "step": step,
-                "seconds": seconds_before + time.monotonic() - began,
-                "config": asdict(config),
-                "commands": commands,
-                "start": began_from,
-                "torch": str(torch.__version__),
-            },
-        )
-
-    def publish() -> None:
-        nonlocal published, scores, looking_seconds
-        if report is None or published == step:
-            return
-        published, looked = step, time.monotonic()
-        busy = 1 - batches.waited_seconds / max(1e-9, looked - began - looking_seconds)
-        scores = score(cast(Network, average), sets, measure)
-        report.evaluation(step, means.take(), scores, busy=busy)
-        report.pictures(step, lr[:4], sr[:4], hr[:4])
-        write_weights(paths.weights)
-        looking_seconds += time.monotonic() - looked
-
-    def write_weights(path: Path) -> None:
-        account = {
-            "commands": commands,
-            "data": f"{paths.data.name}, {sampler.photos} photos",
-            "steps": step,
-            "commit": commit,
-            "config": asdict(config),
-            "start": began_from,
-            "features": adversary and adversary.content and adversary.content.source,
-            "scores": {name: asdict(result) for name, result in scores.items()},
-        }
-        deployed = fold(cast(Network, average)).cpu()
-        save_weights(path, deployed, network=config.network, training=account)
-
     stop = StopRequest()
     bar = tqdm(
         total=config.total_steps,
-        initial=step,
+        initial=run.step,
         unit="step",
         disable=None if world.is_first else True,
     )
     with bar, stop, logging_redirect_tqdm():
-        try:
-            while step < config.total_steps and not world.any(stop.requested):
-                if step == config.steps > 0 and world.is_first:
-                    scores = scores or score(cast(Network, average), sets, measure)
-                    write_weights(paths.fidelity)
-                gan = adversary if step >= config.steps else None
-                if step == config.steps:  # the GAN stage begins, from the averaged weights
-                    net.load_state_dict(average.state_dict())
-                    optimizers = make_optimizers(config, net, gan=True)
-                for optimizer in [*optimizers, *([gan.optimizer] if gan else [])]:
-                    for group in optimizer.param_groups:
-                        group["lr"] = config.rate_at(step) * group.get("factor", 1.0)
-                lr, hr = (
-                    patches.to(world.device, non_blocking=True).contiguous(memory_format=layout)
-                    for patches in batches.take()
-                )
-                with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
-                    sr = upscale(lr)
-                sr = sr.float().contiguous(memory_format=layout)
-                judged = discriminator_step(config, gan, sr, hr, world) if gan else {}
-                with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
-                    terms = generator_terms(config, gan, sr, hr)
-                loss = torch.stack([term.float() for term in terms.values()]).sum()
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                gradients = [p.grad for p in net.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients)
-                told = read({**judged, **terms, "gradient": norm, "loss": loss})
-                check_finite(told, (lr, hr), paths, world, step)
-                told = world.mean(told)
-                losses.append(told["loss"])
-                world.average_gradients(net)
-                for optimizer in optimizers:
-                    optimizer.step()
-                step += 1
-                # a short memory at first, so that the average forgets the random start
-                update_average(average, net, min(config.ema, step / (step + 10)))
-                means.add({name: value for name, value in told.items() if name != "gradient"})
-                bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-                bar.update()
-                if step % pace.save == 0:
-                    save()
-                is_due = step == config.steps or step % evaluate_every == 0
-                if is_due and step < config.total_steps:
-                    publish()
-            if step > start:  # never after an exception: a step may be half done
-                save()
-                publish()
-            if step < config.total_steps:
-                raise KeyboardInterrupt
-        finally:
-            batches.close()
-            if report is not None:
-                report.close()
-            world.leave()
+        while run.step < config.total_steps and not world.any(stop.requested):
+            if run.step == config.steps:
+                if config.steps:
+                    output.publish_fidelity()
+                run.begin_gan()
+            run.set_learning_rate()
+            gan = run.adversary if run.step >= config.steps else None
+            lr, hr = (
+                patches.to(world.device, non_blocking=True).contiguous(memory_format=layout)
+                for patches in batches.take()
+            )
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
+                sr = upscale(lr)
+            sr = sr.float().contiguous(memory_format=layout)
+            judged = discriminator_step(config, gan, sr, hr, world) if gan else {}
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=config.amp):
+                terms = generator_terms(config, gan, sr, hr)
+            loss = torch.stack([term.float() for term in terms.values()]).sum()
+            for optimizer in run.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad for p in run.net.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            told = read({**judged, **terms, "gradient": norm, "loss": loss})
+            check_finite(told, (lr, hr), paths, world, run.step)
+            told = world.mean(told)
+            losses.append(told["loss"])
+            world.average_gradients(run.net)
+            for optimizer in run.optimizers:
+                optimizer.step()
+            run.step += 1
+            # a short memory at first, so that the average forgets the random start
+            update_average(run.average, run.net, min(config.ema, run.step / (run.step + 10)))
+            output.means.add({name: value for name, value in told.items() if name != "gradient"})
+            output.patches = lr, sr, hr
+            bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
+            bar.update()
+            if run.step % pace.save == 0:
+                output.save()
+            is_due = run.step == config.steps or run.step % evaluate_every == 0
+            if is_due and run.step < config.total_steps:
+                output.publish()
+        if losses:
+            output.save()
+        if stop.requested and world.is_first:
+            log.info("stopping; Ctrl-C again leaves the scores and the weights out")
+        output.publish()  # what a crash kept from it too
+        if run.step < config.total_steps:
+            raise KeyboardInterrupt
     return losses
 
 
@@ -563,12 +699,6 @@ def make_sampler(config: TrainConfig, photos: list[Path], *, scale: int) -> Patc
     )
     log.info("%d photos, %.0f MB in memory", sampler.photos, sampler.held_bytes / 1e6)
     return sampler
-
-
-def find_lpips(files: list[FeatureFile], world: World) -> LPIPS | None:
-    """Load LPIPS for the evaluations if its files are there."""
-    kinds = {file.kind for file in files}
-    return load_lpips(files).to(world.device) if {"alexnet", "heads"} <= kinds else None
 
 
 def check_stage(path: Path, state: dict[str, Any], config: TrainConfig) -> None:
@@ -616,55 +746,6 @@ class StopRequest:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-def score(net: Network, sets: list[Path], lpips: LPIPS | None = None) -> dict[str, Score]:
-    """Score a network on test sets (folders of pictures), where it lies; by the set's name."""
-    device = next(net.parameters()).device
-    deployed = fold(net).to(device)
-
-    def upscale(lr: Tensor) -> Tensor:
-        return cast(Tensor, deployed(lr.to(device)))
-
-    def distance(sr: Tensor, hr: Tensor) -> Tensor:
-        return cast(Tensor, cast(LPIPS, lpips)(sr.to(device), hr.to(device)))
-
-    measure = None if lpips is None else distance
-    return {
-        path.name: evaluate(upscale, path, scale=net.config.scale, lpips=measure) for path in sets
-    }
-
-
-def describe_command(module: str, argv: list[str] | None) -> str:
-    """Return a command line for the metadata of weights: of absolute paths the last part alone.
-
-    Where they lie on the machine that trains tells the reader of a published file nothing.
-
-    Args:
-        module: what `python -m` runs.
-        argv: its arguments; None: those of this process.
-    """
-    arguments = []
-    for argument in sys.argv[1:] if argv is None else argv:
-        is_flag = argument.startswith("-")
-        flag, equals, value = argument.partition("=") if is_flag else ("", "", argument)
-        path = Path(value)
-        arguments.append(flag + equals + (path.name if path.is_absolute() else value))
-    return f"python -m {module} {shlex.join(arguments)}"
-
-
-def describe_commit() -> str:
-    """Return the commit of the code that trains, or "unknown" outside a checkout."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 # --------------------------------------------------------------------------------------------------
