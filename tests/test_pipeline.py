@@ -9,7 +9,9 @@ import threading
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -333,6 +335,24 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
     engine = create_engine(model, backend="pytorch")
     key = job_key(config, model, engine, (76, 100), decoder="cpu")
     assert key["precision"] == "fp32"
+
+
+def test_another_openvino_or_int8_form_is_another_job(plain_clip, tmp_path, monkeypatch):
+    model = replace(load_model("srgan-lite"), int8_path=tmp_path / "forms")
+    config = UpscaleConfig(source=plain_clip)
+
+    def key(precision):
+        engine = SimpleNamespace(backend="openvino", precision=precision)
+        return job_key(config, model, engine, (76, 100), decoder="cpu")
+
+    model.int8_path.write_bytes(b"a form")
+    before = {precision: key(precision) for precision in ("int8", "fp32")}
+    assert before["int8"]["versions"]["openvino"] == version("openvino")
+    model.int8_path.write_bytes(b"another")
+    assert key("int8") != before["int8"]
+    assert key("fp32") == before["fp32"]
+    monkeypatch.setattr("vsr.job_key.version", lambda name: f"{name} of tomorrow")
+    assert key("fp32")["versions"]["openvino"] == "openvino of tomorrow"
 
 
 def test_a_clip_whose_look_ahead_avx512_gets_wrong_ends_in_the_same_bits(tiny_weights, tmp_path):

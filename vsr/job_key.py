@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from engines.weights import Model
 from vsr import segments
 from vsr.config import UpscaleConfig
 from vsr.version import __version__
+
+# distributions whose kernels compute the frames, by back end
+_LIBRARIES = {"openvino": ("openvino",), "tensorrt": ("tensorrt", "tensorrt-rtx")}
 
 
 def job_key(
@@ -33,9 +38,17 @@ def job_key(
         "backend": engine.backend,
         "precision": engine.precision,
         "output size": size,
-        "versions": {
-            "vsr": __version__, "torch": torch.__version__, "av": version("av"),
-        },
+        "versions": _versions(engine.backend),
         "segment frames": segments.SEGMENT_FRAMES,
-    }  # fmt: skip
+    }
+    if engine.precision == "int8" and model.int8_path is not None:
+        key["int8 forms"] = hashlib.sha256(model.int8_path.read_bytes()).hexdigest()
     return key
+
+
+def _versions(backend: str) -> dict[str, str]:
+    versions = {"vsr": __version__, "torch": torch.__version__, "av": version("av")}
+    for name in _LIBRARIES.get(backend, ()):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
