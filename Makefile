@@ -1,11 +1,12 @@
 # make demo    set up .venv and upscale the sample clip
 # make check   set up .venv and run what CI runs: lint, format, types, tests
+# make slow    the tests that take longer: many crashes, real servers, large clips, TensorRT's build
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check lint types test clean
+.PHONY: demo check lint types test slow clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/vsr upscale samples/bbb.mp4 --overwrite
@@ -21,6 +22,9 @@ types: $(VENV)/dev.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+
+slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vsr needs Python 3.11 or newer")'

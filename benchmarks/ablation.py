@@ -14,9 +14,10 @@ scores what comes out. Two stages, as training has them:
   pattern locked to the pixel shuffle's grid, and `colour`, how far 4x4 means are from the
   original's; both in 8-bit levels.
 
-All runs of a stage begin alike and see the same patches. Scores are means over the pictures of Set5
-and Set14, on bicubic input. A short run shows which way a flag pulls, not how far it goes. Without
-VGG19's last layers VGG16 conv5_3 stands in for VGG54.
+All runs of a stage begin alike and see the same patches, but for `--degradation bicubic`, which
+draws them otherwise. Scores are means over the pictures of Set5 and Set14, on bicubic input. A
+short run shows which way a flag pulls, not how far it goes. Without VGG19's last layers VGG16
+conv5_3 stands in for VGG54.
 
 Runs lie in `--out` (default: runs/ablation) and are resumed there: a killed benchmark loses little.
 Prints an environment card and a table; the last line of stdout is one JSON document, which goes to

@@ -62,7 +62,9 @@ class TrainConfig:
     # --- the data ---
     batch: int = option(16, "patches a step, over all processes")
     crop: int = option(96, "side of the high-resolution patch, pixels")
-    candidates: int = option(1, "random places, of which the one with most detail is taken")
+    candidates: int = option(
+        1, "random places, of which the one with most detail is taken; not of degraded clips"
+    )
     half_size: bool = option(False, "draw from the photos at half their size too")
     degradation: DegradationName = option("bicubic", "how the input is made; video: half the time")
     # --- the rest ---
