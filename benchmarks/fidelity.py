@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 import av  # noqa: E402
 import numpy as np  # noqa: E402
 from av.error import FFmpegError  # noqa: E402
+from av.format import Flags as Format  # noqa: E402
 
 import vsr  # noqa: E402
 from benchmarks.generated import RECIPES  # noqa: E402
@@ -56,6 +57,7 @@ MEANT = {
     ("languages", "{'audio 0': 'deu'} -> {'audio 0': 'ger'}"): "QuickTime's name of the same",
     ("audio times", "[[Fraction(-"): "below zero is nothing to hear: all streams move on together",
     ("frame times", "[Fraction(-"): "below zero is nothing to show: all streams move on together",
+    ("frame times", "[Fraction(451, 45000)"): "Matroska counts milliseconds",
     ("dispositions", "[0"): "MP4 makes the first track of a kind the default one",
 }
 CORNER = vsr.Crop(0, 0, 48, 48)  # of real clips; the smallest has 50 by 50 pixels
@@ -199,6 +201,9 @@ def read_properties(path: Path) -> dict[str, Any]:
             (float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]), c["metadata"])
             for c in container.chapters()
         ]
+        begin = Fraction(0)
+        if container.format.flags & Format.ts_discont.value:  # a clock that began anywhere
+            begin = Fraction(container.start_time or 0, av.time_base)
         picture = video.index
         kinds = {s.index: s.type for s in container.streams if s.index != picture}
         tags = {s.index: s.metadata for s in container.streams}
@@ -210,7 +215,8 @@ def read_properties(path: Path) -> dict[str, Any]:
                 if packet.size:
                     digests[packet.stream_index].update(bytes(packet))
                     if packet.pts is not None:
-                        others[packet.stream_index].append(packet.pts * packet.time_base)
+                        at = packet.pts * packet.time_base
+                        others[packet.stream_index].append(from_begin(at, begin, video))
                 continue
             try:
                 frames: list[Any] = packet.decode()
@@ -219,7 +225,7 @@ def read_properties(path: Path) -> dict[str, Any]:
             for frame in frames:
                 if not times:
                     found |= read_frame(frame, video.codec_context.name)
-                times.append(frame.pts * frame.time_base)
+                times.append(from_begin(frame.pts * frame.time_base, begin, video))
                 durations.append(frame.duration * frame.time_base)
     found |= {"frames": len(times), "frame times": times, "frame durations": durations}
     for kind in ("audio", "subtitle", "data", "attachment"):
@@ -235,6 +241,11 @@ def read_properties(path: Path) -> dict[str, Any]:
     found["titles"] = [read_title(tags[index]) for index in kinds]
     found["dispositions"] = [dispositions[picture], *(dispositions[index] for index in kinds)]
     return found
+
+
+def from_begin(at: Fraction, begin: Fraction, video: Any) -> Fraction:
+    """Return the seconds from a recording's begin, in whole ticks of its picture."""
+    return at - begin // video.time_base * video.time_base
 
 
 def read_frame(frame: Any, codec: str) -> dict[str, Any]:

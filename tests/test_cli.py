@@ -309,7 +309,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(kind, tmp_path, tiny_weights, 
             named, expected = "x.safetensors", "not one of our weights files"
         case "container unknown":
             output = tmp_path / "out.xyz"
-            named, expected = "out.xyz", "names no container, use .mp4, .mkv, .mov or .webm"
+            named, expected = "out.xyz", "names no container, use .mp4, .mkv or .mov"
         case "too large":
             more += ["--scale", 3]
             named, expected = "--scale 3", "more than 2, the largest"
@@ -481,3 +481,11 @@ def test_a_reader_of_stdout_that_went_away_is_no_error(tmp_path, tiny_weights):
 def test_a_changed_threshold_out_of_place_is_wrong_usage(arguments, message, plain_clip, capsys):
     assert main(["upscale", str(plain_clip), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--start", "--over", "--changed"])
+def test_no_flag_is_taken_for_a_longer_one(flag, plain_clip, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", str(plain_clip), flag])
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err

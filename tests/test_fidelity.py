@@ -76,7 +76,8 @@ def test_a_real_clip_changes_in_nothing_but_size(path: Path, tiny_weights, tmp_p
     result = upscale(source, model=tiny_weights)
     before, after = probe(path), probe(result.output)
     assert result.frames == len(after.pts_seconds) == len(before.pts_seconds) > 0
-    assert after.pts_seconds == before.pts_seconds
+    begin = before.pts_seconds[0] if path.suffix == ".ts" else 0  # whose clock begins anywhere
+    assert after.pts_seconds == [at - begin for at in before.pts_seconds]
     assert after.sample_aspect_ratio == before.sample_aspect_ratio
     assert after.display_matrix == before.display_matrix
     assert after.tags == expected_tags(before)

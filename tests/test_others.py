@@ -56,6 +56,28 @@ def test_an_encoder_that_does_not_fit_webm_gets_advice(plain_clip, tiny_weights,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_statistics_of_what_is_encoded_anew_are_dropped(tiny_weights, tmp_path):
+    stale = {
+        "BPS-eng": "740450", "NUMBER_OF_BYTES": "89502", "NUMBER_OF_FRAMES-eng": "3",
+        "_STATISTICS_WRITING_APP-eng": "mkvmerge", "ENCODER": "Lavc61 libx264",
+    }  # fmt: skip
+    source = write_tagged(tmp_path / "in.mkv", {})
+    with av.open(str(source)) as before, av.open(str(tmp_path / "tagged.mkv"), "w") as after:
+        copy = after.add_stream_from_template(before.streams.video[0])
+        copy.metadata.update(stale | {"title": "Sea", "BPSX": "mine"})
+        for packet in before.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                after.mux(packet)
+    vsr.upscale(
+        tmp_path / "tagged.mkv", tmp_path / "out.mkv", model=tiny_weights, backend="pytorch"
+    )
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        found = dict(container.streams.video[0].metadata)
+    assert (found.pop("title"), found.pop("BPSX")) == ("Sea", "mine")
+    assert found.keys() <= {"DURATION", "language"}
+
+
 def test_a_streams_tags_take_the_containers_form():
     tags = {"title": "Ton", "language": "deu", "handler_name": "SoundHandler", "DURATION": "1"}
     assert stream_metadata(tags, Path("a.mkv")) == {"title": "Ton", "language": "deu"}

@@ -337,6 +337,23 @@ def test_another_precision_is_another_job(plain_clip, tiny_weights):
     assert key["precision"] == "fp32"
 
 
+def test_a_codecs_name_takes_its_usual_encoder_with_our_options(
+    plain_clip, tiny_weights, tmp_path, capfd
+):
+    outputs = []
+    for encoder in ("libx265", "hevc"):
+        outputs.append(tmp_path / f"{encoder}.mkv")
+        vsr.upscale(plain_clip, outputs[-1], model=tiny_weights, backend="pytorch", encoder=encoder)
+    assert capfd.readouterr().err == ""  # of x265's own
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_an_empty_file_is_called_so(tiny_weights, tmp_path):
+    (tmp_path / "in.mp4").touch()
+    with pytest.raises(MediaError, match=r"in\.mp4 is empty"):
+        vsr.upscale(tmp_path / "in.mp4", model=tiny_weights)
+
+
 def test_another_openvino_or_int8_form_is_another_job(plain_clip, tmp_path, monkeypatch):
     model = replace(load_model("srgan-lite"), int8_path=tmp_path / "forms")
     config = UpscaleConfig(source=plain_clip)

@@ -513,9 +513,14 @@ def test_a_frame_lost_in_joining_is_found(loss, long_clip, tiny_weights, tmp_pat
 
 
 def test_a_container_with_a_coarse_clock_says_so_at_once(tiny_weights, tmp_path):
-    source = write_clip(tmp_path / "in.mp4", pts=(0, 512, 520, 1024), size=(40, 64))
-    with pytest.raises(MediaError, match=r"out.avi counts time in .* s, but frames 2 and 3"):
-        upscale(source, tmp_path / "out.avi", model=tiny_weights)
+    source = write_clip(
+        tmp_path / "in.mp4",
+        pts=(0, 40_000, 40_005, 80_000),
+        time_base=Fraction(1, 1_000_000),
+        size=(40, 64),
+    )
+    with pytest.raises(MediaError, match=r"out.ts counts time in .* s, but frames 2 and 3"):
+        upscale(source, tmp_path / "out.ts", model=tiny_weights)
     assert names_in(tmp_path) == ["in.mp4"]
 
 

@@ -403,3 +403,27 @@ def test_a_rate_that_is_none_is_wrong_usage(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["upscale", "in/%d.png", "--fps", "fast"])
     assert "for example 25 or 30000/1001, got fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_clip_or_picture_called_like_a_pattern_makes_one_of_its_kind(
+    explicit, plain_clip, tiny_weights, tmp_path
+):
+    clip, picture = tmp_path / "100%done.mkv", tmp_path / "a%04d.png"
+    with av.open(str(plain_clip)) as before, av.open(str(clip), "w") as after:
+        copies = {s.index: after.add_stream_from_template(s) for s in before.streams}
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream_index]
+                after.mux(packet)
+    Image.new("RGB", (24, 16), (40, 90, 200)).save(picture)
+    large = tmp_path / "large"
+    large.mkdir()
+    for source in (clip, picture):
+        vsr.upscale(source, large if explicit else None, model=tiny_weights, backend="pytorch")
+    folder = large if explicit else tmp_path
+    outputs = {"100%done_x2.mkv", "a%04d_x2.png"}
+    assert {path.name for path in folder.iterdir()} - {clip.name, picture.name, "large"} == outputs
+    with av.open(str(folder / "100%done_x2.mkv")) as container:
+        assert {stream.type for stream in container.streams} == {"video", "audio"}
+        assert sum(1 for _ in container.decode(video=0)) == 10

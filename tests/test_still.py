@@ -294,3 +294,12 @@ def test_a_jpeg_that_is_all_there_is_read_whatever_its_end(tmp_path, tiny_weight
         source, output = tmp_path / f"{name}.jpg", tmp_path / f"{name}.png"
         vsr.upscale(source, output, model=tiny_weights, backend="pytorch")
     assert (tmp_path / "odd.png").read_bytes() == (tmp_path / "in.png").read_bytes()
+
+
+def test_a_jpeg_in_cmyk_becomes_rgb_without_alpha(tmp_path, tiny_weights):
+    picture = Image.merge("CMYK", [Image.new("L", (24, 16), ink) for ink in (40, 90, 200, 20)])
+    picture.save(tmp_path / "in.jpg", quality=95)
+    vsr.upscale(tmp_path / "in.jpg", tmp_path / "out.png", model=tiny_weights, backend="pytorch")
+    with Image.open(tmp_path / "out.png") as found:
+        assert found.mode == "RGB"
+        assert found.size == (48, 32)

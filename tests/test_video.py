@@ -199,7 +199,7 @@ def test_what_is_no_clip_is_refused(tmp_path):
     ansi.write_text("this is not a video either\n" * 100)
     for path, message in [
         (text, r"cannot read .*notes.mp4: invalid data"),
-        (empty, r"cannot read .*empty.mp4: "),
+        (empty, r"empty.mp4 is empty"),
         (tmp_path / "missing.mp4", r"cannot read .*missing.mp4: no such file"),
         (ansi, r"notes.txt is text, expected a video"),
         (tmp_path / "IMG_1.HEIC", r"HEIF pictures cannot be read yet"),

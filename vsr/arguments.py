@@ -32,7 +32,10 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Shows no password of an address in the wrong place."""
+    """Shows no password of an address in the wrong place, and takes no flag for another."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         super().error(scrub(message))
@@ -174,7 +177,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--no-resume",
         action="store_true",
-        help="start anew where an interrupted run could go on, and drop what it left",
+        help="start anew where an interrupted run could go on, drop what it left, and keep nothing "
+        "for a later one",
     )
     up.add_argument(
         "--progress",

@@ -107,6 +107,8 @@ def describe(
     kind, depth, step, full, alpha = read_layout(name)
     if frame.format.has_palette:  # which may hold transparent colours, and seldom does
         alpha = bool((read_planes(frame.reformat(format=name, threads=1))[-1] < 255).any())
+    if context.name == "mjpeg":  # which has none: of CMYK an opaque one comes out
+        alpha = False
     if frame.format.name.startswith("ya"):  # grey with alpha, read as equal R, G, B
         kind = "grey"
     tags = ColourTags(frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range)

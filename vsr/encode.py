@@ -148,15 +148,16 @@ class PictureEncoding:
         settings: EncoderSettings,
         device: torch.device | None = None,
     ) -> None:
-        self.name = settings.name
-        self.info = info
-        self._size, self._aspect, self._settings = size, sample_aspect_ratio, settings
         try:
             self._codec = av.Codec(settings.name, "w")
         except ValueError:
             raise MediaError(
                 f"unknown encoder {settings.name!r}; for example {', '.join(ENCODERS)}"
             ) from None
+        settings = replace(settings, name=self._codec.name)  # "hevc" is libx265
+        self.name = settings.name
+        self.info = info
+        self._size, self._aspect, self._settings = size, sample_aspect_ratio, settings
         if self._codec.type != "video":
             raise MediaError(f"{settings.name!r} is no video encoder but one of {self._codec.type}")
         self._format, self.layout = _output_format(self._codec, info)

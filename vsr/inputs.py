@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engines.errors import MediaError
 from vsr.config import UpscaleConfig
-from vsr.pattern import Pattern
+from vsr.pattern import is_pattern
 from vsr.sequence import SequenceReader
 from vsr.video import Reader
 from vsr.y4m import STDIN, Y4mReader
@@ -22,7 +22,7 @@ def open_reader(config: UpscaleConfig) -> Reader:
     assert isinstance(source, Path), "streams are opened in vsr.live"
     if source == STDIN and config.output is None:
         raise MediaError("-o says where the result of standard input goes: a file, or - for a pipe")
-    if Pattern.of(source) is not None and not source.exists():
+    if is_pattern(source):
         return SequenceReader(source, fps=config.fps)
     if config.fps is not None:
         raise MediaError(

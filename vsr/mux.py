@@ -23,13 +23,17 @@ from vsr.encode import PictureEncoding
 from vsr.ffmpeg import file_url, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
-from vsr.unkept import kept_metadata, stream_metadata
+from vsr.unkept import encoded_metadata, kept_metadata
 from vsr.video import Reader
 
 log = logging.getLogger(__name__)
 
 # their timestamps can be read back as they were written, from the first one on
 EXACT_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv"})
+# FFmpeg's names of the containers that keep each frame's time, if not all from the first one on
+_TIMED = frozenset(
+    {"3g2", "3gp", "f4v", "flv", "ipod", "matroska", "mov", "mp4", "mpegts", "nut", "webm"}
+)
 _HINTS = {".webm": "; libvpx-vp9 and libsvtav1 fit it, and .mkv fits any"}
 _QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 
@@ -97,12 +101,18 @@ class Muxer:
             self._path.unlink(missing_ok=True)
             said = reason(error)
             if isinstance(error, ValueError) and not isinstance(error, FFmpegError):  # PyAV's own
-                said = "its suffix names no container, use .mp4, .mkv, .mov or .webm"
+                said = "its suffix names no container, use .mp4, .mkv or .mov"
             raise MediaError(f"cannot write {self._output}: {said}") from error
+        if self._container.format.name not in _TIMED:
+            self.abort()
+            raise MediaError(
+                f"cannot write {self._output}: {self._container.format.long_name} does not keep "
+                "the time of each frame, use .mp4, .mkv or .mov"
+            )
         reader, source = self._reader, self._reader.container
         try:
             self._stream = encoding.add_stream(self._container)
-            self._stream.metadata.update(stream_metadata(reader.stream.metadata, self._output))
+            self._stream.metadata.update(encoded_metadata(reader.stream.metadata, self._output))
             self._stream.disposition = reader.stream.disposition
             if reader.info.display_matrix:
                 self._stream.set_display_matrix(reader.info.display_matrix)
@@ -185,15 +195,20 @@ class Muxer:
         self._path.unlink(missing_ok=True)
 
     def _shift(self, first_pts: int) -> Fraction:
-        """Return by how many seconds all streams move on, so that none of the picture is cut off.
+        """Return by how many seconds all streams move on.
 
-        An edit list cuts off what lies below zero, which is right for the samples that prime a
-        sound decoder, and wrong for frames; the other containers move on by themselves.
+        A recording whose clock began anywhere, as in broadcasts and on DVDs, begins at zero. And
+        none of the picture is cut off: an edit list does that to what lies below zero, which is
+        right for the samples that prime a sound decoder, and wrong for frames; the other containers
+        move on by themselves.
         """
+        source = self._reader.container
+        begin = Fraction(source.start_time or 0, av.time_base)
+        tick = self._reader.info.time_base
+        if begin > 0 and source.format.flags & cast(Any, Format.ts_discont).value:
+            return -math.floor(begin / tick) * tick
         if first_pts >= 0 or self._output.suffix.lower() not in _QUICKTIME_SUFFIXES:
             return Fraction(0)
-        tick = self._reader.info.time_base
-        begin = Fraction(self._reader.container.start_time or 0, av.time_base)
         return max(-first_pts, math.ceil(-begin / tick)) * tick
 
     def _shifted(self, packet: av.Packet[Any]) -> av.Packet[Any]:

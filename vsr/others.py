@@ -83,8 +83,9 @@ class OtherStreams:
             if only is None or index in only:
                 self._add(container, self._source.streams[index])
 
-    def _take_over(self, stream: Any, copy: Any) -> None:
-        copy.metadata.update(unkept.stream_metadata(stream.metadata, self._output))
+    def _take_over(self, stream: Any, copy: Any, *, encoded: bool = False) -> None:
+        tags = unkept.encoded_metadata if encoded else unkept.stream_metadata
+        copy.metadata.update(tags(stream.metadata, self._output))
         copy.disposition = stream.disposition
 
     def _add(self, container: Any, stream: Any) -> None:
@@ -108,7 +109,7 @@ class OtherStreams:
                 raise  # half of it may be in the container: it has to be opened anew
             if converter is not None:
                 self._converters[index] = converter
-                self._take_over(stream, converter.stream)
+                self._take_over(stream, converter.stream, encoded=True)
                 self.sentences.append(
                     unkept.converted(
                         stream, converter.stream.name, self._why[index], self._output,

@@ -11,7 +11,7 @@ from vsr.clip import ClipInfo
 from vsr.config import UpscaleConfig
 from vsr.ffmpeg import reason
 from vsr.journal import awaits_removal
-from vsr.pattern import Pattern
+from vsr.pattern import is_pattern
 
 # input suffixes whose container the output keeps; any other clip becomes .mp4
 _KEPT_SUFFIXES = {".mkv": ".mkv", ".webm": ".mkv", ".mov": ".mov", ".m4v": ".m4v"}
@@ -96,7 +96,8 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
         mark = f"x{config.scale or scale:g}"
     if config.region is not None:
         mark = f"{type(config.region).__name__.lower()}{config.region}_{mark}"
-    suffix = ".png" if info.is_still or Pattern.of(source) else default_suffix(source)
+    is_picture = info.is_still or is_pattern(source)
+    suffix = ".png" if is_picture else default_suffix(source)
     return folder / f"{source.stem}_{mark}{suffix}"
 
 

@@ -68,6 +68,11 @@ class Pattern:
         return str(self.folder / f"{before}{number}{after}")
 
 
+def is_pattern(source: Path) -> bool:
+    """Tell whether an input is numbered pictures: a pattern, and not the name of a file."""
+    return Pattern.of(source) is not None and not source.exists()
+
+
 def pattern_in(folder: Path, suffixes: frozenset[str]) -> Path:
     """Return the pattern of the numbered pictures that a folder holds.
 

@@ -46,6 +46,7 @@ from vsr.kept_engine import KeptEngine
 from vsr.live_job import record
 from vsr.memory import automatic_lanes, automatic_strip, automatic_tile, peak_bytes
 from vsr.output import check_output, default_output, kept_aspect_ratio, output_size
+from vsr.pattern import is_pattern
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
 from vsr.stages import StageMeters, chained, device_of
@@ -196,7 +197,7 @@ def run(
         return record(config, config.source, progress, stop or threading.Event(), kept)
     named = None if config.output is None or config.output.is_dir() else config.output
     if named is not None:
-        _check(config, named)
+        _check(config, named, to_pictures=is_sequence(named))
     with ExitStack() as stack:
         kept = kept or stack.enter_context(KeptEngine())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -210,8 +211,11 @@ def run(
         loaded = load_model(config.model, texture=config.texture)
         size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
-        _check(config, output)
-        if config.changed_threshold and is_sequence(output):
+        # of a clip or picture that is called `100%done`, the name beside it is no pattern
+        numbered = isinstance(config.source, Path) and is_pattern(config.source)
+        to_pictures = is_sequence(output) and (named is not None or numbered)
+        _check(config, output, to_pictures=to_pictures)
+        if config.changed_threshold and to_pictures:
             raise MediaError(
                 f"{output}: numbered pictures are each as if made alone: no --changed-threshold"
             )
@@ -223,7 +227,7 @@ def run(
         whole_frames = (
             config.changed_only
             and config.tile is None
-            and not is_sequence(output)  # which go on at any frame, not only where all is anew
+            and not to_pictures  # which go on at any frame, not only where all is anew
             and kept.fits_whole(frame_size, lambda: automatic_tile(bare, frame_size) is None)
         )
         bare.lanes = kept.lanes(frame_size, side, lambda: automatic_lanes(bare, frame_size, side))
@@ -238,7 +242,7 @@ def run(
             choose_decoder(config, reader, engine.device)
             key = job_key(config, loaded, engine, size, decoder=reader.decoder)
             key |= {"source": reader.stamp()}
-            frames, resumed, reused = _kind_of_job(output)(
+            frames, resumed, reused = _kind_of_job(output, to_pictures=to_pictures)(
                 config, reader, engine, output, size, key, progress
             )
         engine.say_what_was_recomputed()
@@ -261,16 +265,16 @@ def run(
         )
 
 
-def _kind_of_job(output: Path) -> Callable[..., tuple[int, int, int]]:
+def _kind_of_job(output: Path, *, to_pictures: bool) -> Callable[..., tuple[int, int, int]]:
     if output == STDOUT:
         return upscale_to_stdout
-    return upscale_to_frames if is_sequence(output) else _upscale_clip
+    return upscale_to_frames if to_pictures else _upscale_clip
 
 
-def _check(config: UpscaleConfig, output: Path) -> None:
+def _check(config: UpscaleConfig, output: Path, *, to_pictures: bool) -> None:
     if output == STDOUT:
         check_stdout()
-    elif is_sequence(output):
+    elif to_pictures:
         check_frames(output, overwrite=config.overwrite)
     else:
         check_output(config.source, output, overwrite=config.overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ _TRANSPORT_STREAM = frozenset(
 )
 
 
+# of a stream's packets and who made them, perhaps with a language, as mkvmerge and FFmpeg have them
+_STATISTICS = re.compile(
+    r"(BPS|DURATION|NUMBER_OF_(BYTES|FRAMES)|_STATISTICS_\w+|ENCODER|encoder)(-[a-z]{2,3})?"
+)
 # tags that a container writes of itself
 _OWN_METADATA = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
@@ -45,6 +50,12 @@ def stream_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
     if "language" in kept and suffix == ".mov":
         kept["language"] = _QUICKTIME_LANGUAGES.get(kept["language"], kept["language"])
     return kept
+
+
+def encoded_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
+    """Return the tags of a stream that is encoded anew: not those of its size and its encoder."""
+    kept = stream_metadata(metadata, output)
+    return {key: value for key, value in kept.items() if not _STATISTICS.fullmatch(key)}
 
 
 def cannot_be_read_back(container: str, codec: str) -> bool:

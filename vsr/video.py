@@ -19,6 +19,7 @@ import av
 import torch
 from av.codec.hwaccel import HWAccel
 from av.error import FFmpegError
+from av.format import Flags as Format
 from torch import Tensor
 
 from engines.errors import MediaError
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
+_GAP_SECONDS = 10  # between two frames of a recording; what FFmpeg's own tool takes for a new clock
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
 
 
@@ -226,9 +228,13 @@ class Reader:
         reshaped = False
         step = max(1, round(1 / (self.info.average_rate * self.info.time_base)))
         timeline = Timeline(jump=round(JUMP_SECONDS / self.info.time_base))
+        pts: int | None = None
+        gap, ahead = _GAP_SECONDS / self.info.time_base, list[tuple[int, float]]()
         frame, self._first = self._first, None
         while frame is not None:
-            pts = timeline.place(frame.pts, frame.duration or step)
+            before, pts = pts, timeline.place(frame.pts, frame.duration or step)
+            if before is not None and pts - before > gap:
+                ahead.append((self.frames_read, float((pts - before) * self.info.time_base)))
             self.damaged_frames += bool(frame.is_corrupt)
             if frame.interlaced_frame and not self._expects_fields:
                 self._expects_fields = True
@@ -250,7 +256,7 @@ class Reader:
                 planes = self._window.cut(planes, self.info.layout)
             yield Timed(planes, pts, frame.duration or 0)
             frame = next(self._decoded, None)
-        self._say_what_is_wrong(timeline)
+        self._say_what_is_wrong(timeline, ahead)
 
     def _planar(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Bring a frame to the first one's size and format; from a GPU it comes down for that."""
@@ -263,7 +269,13 @@ class Reader:
         # One thread: swscale's slices write past their last line, into what another has done.
         return frame.reformat(width=width, height=height, format=self._format, threads=1)
 
-    def _say_what_is_wrong(self, timeline: Timeline) -> None:
+    def _say_what_is_wrong(self, timeline: Timeline, ahead: list[tuple[int, float]]) -> None:
+        if ahead and self.container.format.flags & cast(Any, Format.ts_discont).value:
+            log.warning(
+                "%s: its time jumps ahead %d times, first at frame %d by %.1f s: the picture "
+                "stands still there, as in the input",
+                self._path, len(ahead), *ahead[0],
+            )  # fmt: skip
         if timeline.moved:
             log.warning("%s: %d frames had no usable timestamp", self._path, timeline.moved)
         if timeline.jumps:
@@ -292,6 +304,8 @@ class Reader:
             raise MediaError(f"{path}: HEIF pictures cannot be read yet: convert it to PNG or JPEG")
         if path.is_dir():
             raise MediaError(f"{path} is a folder, expected a video or a picture")
+        if path.is_file() and not path.stat().st_size:
+            raise MediaError(f"{path} is empty")
         # a still's name is no pattern for a sequence of files
         # and its tags may be in the encoding of another country
         return av.open(
