@@ -483,7 +483,7 @@ def test_a_changed_threshold_out_of_place_is_wrong_usage(arguments, message, pla
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--start", "--over", "--changed"])
+@pytest.mark.parametrize("flag", ["--star", "--over", "--changed"])
 def test_no_flag_is_taken_for_a_longer_one(flag, plain_clip, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["upscale", str(plain_clip), flag])

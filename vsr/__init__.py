@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from vsr.config import Progress, Result
     from vsr.pipeline import upscale
     from vsr.region import Crop, Zoom
+    from vsr.span import Span
 
-__all__ = ["Crop", "Progress", "Result", "VSRError", "Zoom", "__version__", "upscale"]
+__all__ = ["Crop", "Progress", "Result", "Span", "VSRError", "Zoom", "__version__", "upscale"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from vsr import region
 
         return getattr(region, name)
+    if name == "Span":
+        from vsr.span import Span
+
+        return Span
     if name in ("Progress", "Result"):
         from vsr import config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +15,7 @@ from vsr.version import __version__
 if TYPE_CHECKING:
     from vsr.config import UpscaleConfig
     from vsr.region import Crop, Zoom
+    from vsr.span import Span
 
 _EXAMPLES = """\
 examples:
@@ -23,6 +25,7 @@ examples:
   vsr upscale photo.jpg                        photo_x4.png, lossless
   vsr upscale clip.mp4 --encoder libx265 --json -q
   vsr upscale clip.mp4 --crop 100,50,64,48     only that part, 256x192
+  vsr upscale film.mkv --start 1:20:00 --end 1:20:10   ten seconds, to try it
   vsr upscale holiday/ -o large/               each clip and picture in the folder
   vsr upscale frames/%06d.png --fps 24 -o clip.mp4     numbered pictures are a clip
   vsr upscale clip.mp4 -o out/%06d.png         a numbered picture for each frame
@@ -116,6 +119,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FACTOR@X,Y",
         help="only the part around a point that is a FACTORth as wide and high",
     )
+    up.add_argument(
+        "--start",
+        type=_time,
+        metavar="TIME",
+        help="leave out what is before this time from the clip's beginning: seconds, or "
+        "[HH:]MM:SS, with a fraction if need be",
+    )
+    up.add_argument("--end", type=_time, metavar="TIME", help="leave out what is from this time on")
     up.add_argument(
         "--decoder",
         choices=("auto", "cpu", "nvdec"),
@@ -322,6 +333,15 @@ def _seconds(text: str) -> float:
     return _number(text, "10")
 
 
+def _time(text: str) -> float:
+    match = re.fullmatch(r"(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?)", text)
+    if not match or (match[2] is not None and float(match[3]) >= 60):
+        raise argparse.ArgumentTypeError(
+            f"expected seconds or [HH:]MM:SS, for example 90.5 or 1:30.5, got {text}"
+        )
+    return int(match[1] or 0) * 3600 + int(match[2] or 0) * 60 + float(match[3])
+
+
 def _rate(text: str) -> Fraction:
     try:
         return Fraction(text)
@@ -391,6 +411,7 @@ def to_config(
             crf=arguments.crf,
             preset=arguments.preset,
             region=_region(arguments),
+            span=_span(arguments),
             deinterlace=arguments.deinterlace,
             threads=arguments.threads,
             tile=arguments.tile,
@@ -405,6 +426,14 @@ def to_config(
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _span(arguments: argparse.Namespace) -> Span | None:
+    from vsr.span import Span
+
+    if arguments.start is None and arguments.end is None:
+        return None
+    return Span(arguments.start or 0.0, inf if arguments.end is None else arguments.end)
 
 
 def _region(arguments: argparse.Namespace) -> Crop | Zoom | None:

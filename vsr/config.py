@@ -14,6 +14,7 @@ from vsr.address import Address
 from vsr.encode import check_crf
 from vsr.hardware import Decoder
 from vsr.region import Crop, Zoom
+from vsr.span import Span
 
 MOST_THREADS = 256
 MOST_FPS = 1000
@@ -48,6 +49,8 @@ class UpscaleConfig:
     preset: str | None = None
     region: Crop | Zoom | None = None
     """None: the whole picture"""
+    span: Span | None = None
+    """None: all of the clip"""
     deinterlace: bool | None = None
     """None: refuse a clip of fields; False: take them for whole frames"""
     threads: int | None = None
@@ -109,6 +112,8 @@ class UpscaleConfig:
             )
         if self.live and not isinstance(self.source, Address):
             raise ValueError(f"live takes the address of a stream, got {self.source}")
+        if self.live and self.span is not None:
+            raise ValueError("start and end are for clips: a live stream is recorded from now on")
         if self.live and self.fps is not None:
             raise ValueError("fps is for numbered pictures: a live stream has its own times")
         if self.live and self.decoder == "nvdec":

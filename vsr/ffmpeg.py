@@ -18,6 +18,7 @@ from vsr.address import Address
 
 _LISTENING = RLock()
 _TURN_SECONDS = 0.005
+_EARLIER_SECONDS = 10.0  # how far apart in a file packets of one moment may lie
 
 
 def file_url(path: Path | Address) -> str:
@@ -58,8 +59,12 @@ def reason(error: Exception) -> str:
     return f"{text} ({' '.join(str(last[2]).split())})" if last else text
 
 
-def other_packets(path: Path | Address, wanted: Set[int]) -> Generator[av.Packet[Any], None, None]:
+def other_packets(
+    path: Path | Address, wanted: Set[int], *, near_seconds: float | None = None
+) -> Generator[av.Packet[Any], None, None]:
     """Yield the packets of some streams, by their indices, in file order.
+
+    From the beginning, or, where the file can be sought in, from some time before `near_seconds`.
 
     Where the file breaks off, so does this: the reader of its picture has said so. The file closes
     with this generator, and a packet's `stream` must not be touched after that.
@@ -70,6 +75,11 @@ def other_packets(path: Path | Address, wanted: Set[int]) -> Generator[av.Packet
     if not wanted:
         return
     with av.open(file_url(path), "r", metadata_errors="replace") as container:
+        if near_seconds is not None:
+            target = round((near_seconds - _EARLIER_SECONDS) * av.time_base)
+            with suppress(FFmpegError):  # then from the beginning
+                if target > (container.start_time or 0):
+                    container.seek(target)
         packets = container.demux()
         with suppress(FFmpegError):
             for packet in packets:

@@ -31,7 +31,7 @@ CLIP_SUFFIXES = frozenset(
     | {".vob", ".webm", ".wmv", ".y4m"}
 )
 # what `default_output` adds to a stem
-_MARK = re.compile(r"(_(crop|zoom)[\d.,@]+)?_(x\d+(\.\d+)?|\d+x\d+)$")
+_MARK = re.compile(r"(_[\d.]+-([\d.]+s|end))?(_(crop|zoom)[\d.,@]+)?_(x\d+(\.\d+)?|\d+x\d+)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Set
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Set
+from contextlib import closing, suppress
 from fractions import Fraction
 from itertools import chain
 from math import inf
@@ -23,6 +23,7 @@ from vsr.encode import PictureEncoding
 from vsr.ffmpeg import file_url, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
+from vsr.span import chapters_within, packets_within
 from vsr.unkept import encoded_metadata, kept_metadata
 from vsr.video import Reader
 
@@ -118,7 +119,12 @@ class Muxer:
                 self._stream.set_display_matrix(reader.info.display_matrix)
             self._others.add_to(self._container, only=only)
             self._container.metadata.update(kept_metadata(source.metadata))
-            if chapters := source.chapters():
+            chapters: list[Any] = list(source.chapters())
+            if (span := reader.span) is not None:
+                begin, end = span.begin_seconds, span.end_seconds
+                clock = reader.begin_seconds
+                chapters = chapters_within(chapters, clock + begin, clock + end)
+            if chapters:
                 self._container.set_chapters(chapters)
             with log_lines(av.logging.ERROR):  # errors carry what FFmpeg says of them
                 self._container.start_encoding()
@@ -157,12 +163,14 @@ class Muxer:
             MediaError: the disk refuses.
         """
         time_base = self._reader.info.time_base
-        packets_of_others = other_packets(self._reader.info.path, self._others.wanted)
         packets = iter(packets)
         first = next(packets, None)
+        begin_pts = 0
         if first is not None:
             packets = chain([first], packets)
-            self._shift_seconds = self._shift(first[0].pts)
+            begin_pts = first[0].pts
+            self._shift_seconds = self._shift(begin_pts)
+        packets_of_others = self._other_packets(begin_pts * time_base)
         try:
             waiting = next(packets_of_others, None)
             for packet, dts in packets:
@@ -184,6 +192,18 @@ class Muxer:
         for sentence in self._others.refused():
             log.warning("%s", sentence)
 
+    def _other_packets(self, begin_seconds: Fraction) -> Generator[av.Packet[Any], None, None]:
+        """Yield the other streams' packets, of a span those from its first frame on."""
+        path, wanted, span = self._reader.info.path, self._others.wanted, self._reader.span
+        if span is None:
+            yield from other_packets(path, wanted)
+            return
+        end_seconds = self._reader.begin_seconds + span.end_seconds
+        with closing(other_packets(path, wanted, near_seconds=float(begin_seconds))) as packets:
+            yield from packets_within(
+                packets, begin_seconds, end_seconds, lasting=self._others.lasting
+            )
+
     def abort(self) -> None:
         """Close and remove the file; harmless where it is gone."""
         with suppress(OSError):  # Windows removes no open file: again below
@@ -197,14 +217,15 @@ class Muxer:
     def _shift(self, first_pts: int) -> Fraction:
         """Return by how many seconds all streams move on.
 
-        A recording whose clock began anywhere, as in broadcasts and on DVDs, begins at zero. And
-        none of the picture is cut off: an edit list does that to what lies below zero, which is
-        right for the samples that prime a sound decoder, and wrong for frames; the other containers
-        move on by themselves.
+        A span begins at zero with its first frame, and so does a recording whose clock began
+        anywhere, as in broadcasts and on DVDs, with its first stream. And none of the picture is
+        cut off: an edit list does that to what lies below zero, which is right for the samples that
+        prime a sound decoder, and wrong for frames; the other containers move on by themselves.
         """
-        source = self._reader.container
-        begin = Fraction(source.start_time or 0, av.time_base)
+        source, begin = self._reader.container, self._reader.begin_seconds
         tick = self._reader.info.time_base
+        if self._reader.span is not None:
+            return -first_pts * tick
         if begin > 0 and source.format.flags & cast(Any, Format.ts_discont).value:
             return -math.floor(begin / tick) * tick
         if first_pts >= 0 or self._output.suffix.lower() not in _QUICKTIME_SUFFIXES:

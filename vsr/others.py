@@ -54,6 +54,11 @@ class OtherStreams:
         return self._copies.keys() | self._converters.keys()
 
     @property
+    def lasting(self) -> Set[int]:
+        """Indices of the input's streams of subtitles, whose packets are shown for a while."""
+        return {stream.index for stream in self._source.streams if stream.type == "subtitle"}
+
+    @property
     def ways(self) -> tuple[Way, ...]:
         """What is to become of the streams, as far as it is known."""
         return tuple(self._ways.values())

@@ -97,6 +97,8 @@ def default_output(config: UpscaleConfig, info: ClipInfo, scale: int) -> Path:
     if config.region is not None:
         mark = f"{type(config.region).__name__.lower()}{config.region}_{mark}"
     is_picture = info.is_still or is_pattern(source)
+    if config.span is not None:
+        mark = f"{config.span}_{mark}"
     suffix = ".png" if is_picture else default_suffix(source)
     return folder / f"{source.stem}_{mark}{suffix}"
 

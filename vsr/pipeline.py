@@ -49,6 +49,7 @@ from vsr.output import check_output, default_output, kept_aspect_ratio, output_s
 from vsr.pattern import is_pattern
 from vsr.region import Crop, Zoom
 from vsr.segments import SegmentedWriter
+from vsr.span import Span
 from vsr.stages import StageMeters, chained, device_of
 from vsr.stdout import STDOUT, check_stdout, upscale_to_stdout
 from vsr.still import upscale_still
@@ -73,6 +74,7 @@ def upscale(
     crf: float | None = None,
     preset: str | None = None,
     region: Crop | Zoom | None = None,
+    span: Span | None = None,
     deinterlace: bool | None = None,
     threads: int | None = None,
     tile: int | None = None,
@@ -113,6 +115,7 @@ def upscale(
             GPU.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
+        span: `vsr.Span`: only that part of the clip, in seconds from its beginning.
         region: `vsr.Crop` or `vsr.Zoom`: only that part of the upright picture is computed.
         deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
             None: refuse it.
@@ -161,6 +164,7 @@ def upscale(
         crf=crf,
         preset=preset,
         region=region,
+        span=span,
         deinterlace=deinterlace,
         threads=threads,
         tile=tile,
@@ -236,10 +240,14 @@ def run(
         began = time.monotonic()
         resumed = reused = 0
         if reader.info.is_still:
+            if config.span is not None:
+                raise MediaError(f"{config.source} is a picture, which has no start and end")
             frames = upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
             choose_decoder(config, reader, engine.device)
+            if config.span is not None:
+                reader.trim(config.span)
             key = job_key(config, loaded, engine, size, decoder=reader.decoder)
             key |= {"source": reader.stamp()}
             frames, resumed, reused = _kind_of_job(output, to_pictures=to_pictures)(

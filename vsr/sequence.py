@@ -16,6 +16,7 @@ from vsr.clip import ClipInfo
 from vsr.convert import PlaneLayout
 from vsr.ffmpeg import reason
 from vsr.pattern import Pattern, gaps
+from vsr.span import Span
 from vsr.timeline import Timed
 from vsr.video import Reader
 
@@ -70,6 +71,16 @@ class SequenceReader(Reader):
             average_rate=rate,
             frames=len(self.numbers),
         )
+
+    def trim(self, span: Span) -> None:
+        """Read a part of the sequence alone (see `Reader.trim`)."""
+        rate = self.info.average_rate
+        begin, end = span.begin_seconds, span.end_seconds
+        kept = [n for index, n in enumerate(self.numbers) if begin <= index / rate < end]
+        if not kept:
+            raise MediaError(f"{self.info.path} has no picture in the span {span}")
+        self.numbers, self.span = kept, span
+        self.info = replace(self.info, frames=len(kept))
 
     def stamp(self) -> dict[str, int | str]:
         """Return what tells these pictures from others of the same names."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain
+from math import floor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -40,12 +41,16 @@ from vsr.hardware import (
 from vsr.photo import read_tags
 from vsr.pixels import read_planes
 from vsr.region import Crop, Window, Zoom, window
+from vsr.span import Span
 from vsr.timeline import JUMP_SECONDS, Timed, Timeline
 
 log = logging.getLogger(__name__)
 
 _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
+# containers that give each frame its time wherever one begins to read; MPEG-PS and AVI do not
+_SOUGHT_IN = frozenset({"flv", "matroska", "mov", "mpegts", "nut"})
+_EARLIER_SECONDS = (0, 10, 60, 10**9)  # where to look for a key frame, before a time
 _GAP_SECONDS = 10  # between two frames of a recording; what FFmpeg's own tool takes for a new clock
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
 
@@ -73,6 +78,8 @@ class Reader:
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
         repeatable: whether the same can be read once more.
+        begin_seconds: the clip's beginning on its own clock.
+        span: the part of it that is read; None: all of it.
 
     Raises:
         MediaError: missing, unreadable, no picture in it, no frame of it can be decoded, or it is
@@ -142,6 +149,8 @@ class Reader:
             )
             self._stored_size = self.info.size
             self._window: Window | None = None
+            self.begin_seconds = Fraction(self.container.start_time or 0, av.time_base)
+            self.span: Span | None = None
         except BaseException:
             self.container.close()
             raise
@@ -169,6 +178,57 @@ class Reader:
         info = self.info
         self._window = window(region, info.size, info.layout, info.display_matrix)
         self.info = replace(info, size=(self._window.height, self._window.width))
+
+    def trim(self, span: Span) -> None:
+        """Read a part of the clip alone; before the first frame is asked for, after `decode_on`.
+
+        The frames are those that reading all of it would give: decoding begins at a key frame
+        before them, or, where the container tells no times from there on, at the beginning.
+        `frames` raises a MediaError where there is none.
+        """
+        self.span = span
+        self.info = replace(self.info, frames=self._frames_in(span))
+        begin = self.begin_seconds + span.begin_seconds
+        for earlier in _EARLIER_SECONDS if span.start else ():
+            if not self._seek(max(self.begin_seconds, begin - earlier)):
+                break
+            pts = None if self._first is None else self._first.pts
+            if pts is not None and pts * self.info.time_base <= begin:
+                break
+
+    def _seek(self, target: Fraction) -> bool:
+        """Decode anew from before a time on the clip's clock; False: it stays where it is."""
+        if not _SOUGHT_IN & set(self.container.format.name.split(",")):
+            return False
+        try:
+            self.container.seek(floor(target * av.time_base))
+        except (FFmpegError, OSError) as error:
+            log.debug("%s: cannot seek: %s", self._path, reason(error))
+            return False
+        self.stream.codec_context.flush_buffers()
+        self._decoded = self._decode()
+        if self._makes_frames_of_fields:
+            self._decoded = deinterlaced(self._decoded, Fraction(self.stream.time_base or 1))
+        self._first = next(self._decoded, None)
+        return True
+
+    def _is_before(self, pts: int) -> bool:
+        """Tell whether a frame comes before what is read."""
+        passed = pts * self.info.time_base - self.begin_seconds
+        return self.span is not None and passed < self.span.begin_seconds
+
+    def _is_after(self, pts: int) -> bool:
+        """Tell whether a frame comes after what is read."""
+        passed = pts * self.info.time_base - self.begin_seconds
+        return self.span is not None and passed >= self.span.end_seconds
+
+    def _frames_in(self, span: Span) -> int | None:
+        """Estimate the number of frames of a part."""
+        total = self.info.frames
+        if total is None:
+            return None
+        left = float(total / self.info.average_rate) - span.start
+        return max(1, round(min(left, span.end - span.start) * float(self.info.average_rate)))
 
     def stamp(self) -> dict[str, int | str]:
         """Return what tells this input from what it was or will be under the same name."""
@@ -224,6 +284,9 @@ class Reader:
 
         Timestamps are the clip's own as long as they increase; see `Timeline` for those that do
         not. What had to be mended, and what could not be read, is said in warnings at the end.
+
+        Raises:
+            MediaError: none is in the span that is asked for.
         """
         reshaped = False
         step = max(1, round(1 / (self.info.average_rate * self.info.time_base)))
@@ -233,6 +296,12 @@ class Reader:
         frame, self._first = self._first, None
         while frame is not None:
             before, pts = pts, timeline.place(frame.pts, frame.duration or step)
+            if self._is_before(pts):
+                frame = next(self._decoded, None)
+                self.lost_packets = 0  # as they are where one begins to read
+                continue
+            if self._is_after(pts):
+                break
             if before is not None and pts - before > gap:
                 ahead.append((self.frames_read, float((pts - before) * self.info.time_base)))
             self.damaged_frames += bool(frame.is_corrupt)
@@ -256,7 +325,9 @@ class Reader:
                 planes = self._window.cut(planes, self.info.layout)
             yield Timed(planes, pts, frame.duration or 0)
             frame = next(self._decoded, None)
-        self._say_what_is_wrong(timeline, ahead)
+        if self.span is not None and not self.frames_read:
+            raise MediaError(f"{self._path} has no frame in the span {self.span}")
+        self._say_what_is_wrong(timeline, ahead, whole=frame is None)
 
     def _planar(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Bring a frame to the first one's size and format; from a GPU it comes down for that."""
@@ -269,7 +340,9 @@ class Reader:
         # One thread: swscale's slices write past their last line, into what another has done.
         return frame.reformat(width=width, height=height, format=self._format, threads=1)
 
-    def _say_what_is_wrong(self, timeline: Timeline, ahead: list[tuple[int, float]]) -> None:
+    def _say_what_is_wrong(
+        self, timeline: Timeline, ahead: list[tuple[int, float]], *, whole: bool
+    ) -> None:
         if ahead and self.container.format.flags & cast(Any, Format.ts_discont).value:
             log.warning(
                 "%s: its time jumps ahead %d times, first at frame %d by %.1f s: the picture "
@@ -289,7 +362,7 @@ class Reader:
                 "%s is damaged: %d packets could not be decoded, %d frames only in part",
                 self._path, self.lost_packets, self.damaged_frames,
             )  # fmt: skip
-        if self.container.duration:
+        if self.container.duration and whole:
             start = self.container.start_time or 0
             promised = (start + self.container.duration) / av.time_base
             if promised - self._end_seconds > _MISSING_SECONDS and not self.info.is_still:

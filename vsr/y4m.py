@@ -208,6 +208,9 @@ class Y4mReader(Reader):
         """
         raise HardwareUnavailable("bare samples need no decoder")
 
+    def _seek(self, target: Fraction) -> bool:
+        return False  # what comes before is read and left out
+
     def stamp(self) -> dict[str, int | str]:
         """Return what tells a file from another; nothing does a pipe."""
         return super().stamp() if self.repeatable else {}
