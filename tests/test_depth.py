@@ -63,6 +63,34 @@ def test_chroma_that_an_encoder_cannot_hold_is_said(tiny_weights, tmp_path, capl
     assert probe(tmp_path / "out.mp4").pixel_format == "yuv420p10le"
 
 
+@pytest.mark.parametrize("before", ["yuv444p", "yuv422p10le", "gbrp"])
+def test_the_pixel_format_that_is_asked_for_is_made(before, tiny_weights, tmp_path, caplog):
+    source = write_clip(
+        tmp_path / "in.mkv",
+        pixel_format="bgr0" if before == "gbrp" else before,
+        codec="ffv1",
+        pts=(0, 500),
+        time_base=Fraction(1, 1000),
+    )
+    upscale(source, tmp_path / "out.mp4", model=tiny_weights, pixel_format="yuv420p", crf=1)
+    assert probe(tmp_path / "out.mp4").pixel_format == "yuv420p"
+    assert "becomes" not in caplog.text  # it was meant
+    values = []
+    for path in (source, tmp_path / "out.mp4"):
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+        values.append(float(frame.to_ndarray(format="rgb24").mean()))
+    assert values[1] == pytest.approx(values[0], abs=1.5)
+
+
+def test_a_pixel_format_that_cannot_be_is_one_line(plain_clip, tiny_weights, tmp_path):
+    with pytest.raises(MediaError, match=r"'libx264' takes no 'pal8' here, but yuv420p, yuv4"):
+        upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, pixel_format="pal8")
+    with pytest.raises(MediaError, match="--pixel-format is for an encoded clip"):
+        upscale(plain_clip, tmp_path / "%06d.png", model=tiny_weights, pixel_format="yuv420p")
+    assert not list(tmp_path.iterdir())
+
+
 def test_libx265_is_not_given_pictures_that_it_cannot_hold(tiny_weights, tmp_path):
     source = write_clip(tmp_path / "in.mp4", size=(24, 64))
     with pytest.raises(MediaError, match="libx265 cannot be trusted with 128x48: it needs 64"):

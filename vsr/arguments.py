@@ -149,6 +149,12 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--preset", metavar="P", help="encoder preset (default: veryfast for libx264)")
     up.add_argument(
+        "--pixel-format",
+        metavar="NAME",
+        help="depth and chroma of the encoded clip, such as yuv420p, the most widely played, or "
+        "yuv420p10le (default: the encoder's nearest to the input's)",
+    )
+    up.add_argument(
         "--deinterlace",
         action=argparse.BooleanOptionalAction,
         help="make whole frames of interlaced ones, or take them as they are; without either, an "
@@ -410,6 +416,7 @@ def to_config(
             encoder=arguments.encoder,
             crf=arguments.crf,
             preset=arguments.preset,
+            pixel_format=arguments.pixel_format,
             region=_region(arguments),
             span=_span(arguments),
             deinterlace=arguments.deinterlace,

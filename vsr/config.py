@@ -47,6 +47,8 @@ class UpscaleConfig:
     encoder: str = "libx264"
     crf: float | None = None
     preset: str | None = None
+    pixel_format: str | None = None
+    """of the encoded clip, by FFmpeg's name; None: the encoder's nearest to the input's"""
     region: Crop | Zoom | None = None
     """None: the whole picture"""
     span: Span | None = None

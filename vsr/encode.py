@@ -94,6 +94,8 @@ class EncoderSettings:
     """constant quality in the encoder's own scale; None: visually lossless"""
     preset: str | None = None
     threads: int | None = None
+    pixel_format: str | None = None
+    """one of FFmpeg's names; None: the encoder's nearest to the clip's"""
 
     def options(self) -> dict[str, str]:
         """Return the options to open the encoder with.
@@ -160,8 +162,9 @@ class PictureEncoding:
         self._size, self._aspect, self._settings = size, sample_aspect_ratio, settings
         if self._codec.type != "video":
             raise MediaError(f"{settings.name!r} is no video encoder but one of {self._codec.type}")
-        self._format, self.layout = _output_format(self._codec, info)
-        self._say_what_is_lost()
+        self._format, self.layout = _output_format(self._codec, info, settings.pixel_format)
+        if settings.pixel_format is None:
+            self._say_what_is_lost()
         _check_size(size, self.layout, settings.name)
         if settings.name in NVENC:
             check_nvenc(settings.name, self._format)
@@ -272,8 +275,14 @@ class PictureEncoding:
         return tags
 
 
-def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
-    """Choose the encoder's format nearest to the clip's, and say what its planes mean."""
+def _output_format(
+    codec: av.Codec, info: ClipInfo, asked: str | None = None
+) -> tuple[str, PlaneLayout]:
+    """Choose the encoder's format nearest to the clip's, and say what its planes mean.
+
+    Raises:
+        MediaError: the encoder does not take the format that is asked for, or none that we make.
+    """
     layout = info.layout
     names = [pixel_format.name for pixel_format in codec.video_formats or []]
     offered = [
@@ -285,7 +294,10 @@ def _output_format(codec: av.Codec, info: ClipInfo) -> tuple[str, PlaneLayout]:
         raise MediaError(f"encoder {codec.name!r} takes no planar pixel format")
     if layout.kind != "rgb":  # players expect no RGB in a clip, least of all grey in it
         offered = [name for name in offered if read_layout(name)[0] != "rgb"] or offered
-    wanted = format_name(layout)
+    wanted = format_name(layout) if asked is None else asked
+    if asked is not None and (asked not in offered or read_layout(asked)[0] != "yuv"):
+        known = [name for name in offered if read_layout(name)[0] == "yuv" and "j" not in name]
+        raise MediaError(f"encoder {codec.name!r} takes no {asked!r} here, but {', '.join(known)}")
     if wanted in offered:
         best = wanted
     else:

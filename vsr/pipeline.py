@@ -73,6 +73,7 @@ def upscale(
     encoder: str = "libx264",
     crf: float | None = None,
     preset: str | None = None,
+    pixel_format: str | None = None,
     region: Crop | Zoom | None = None,
     span: Span | None = None,
     deinterlace: bool | None = None,
@@ -115,6 +116,8 @@ def upscale(
             GPU.
         crf: constant quality in the encoder's scale; None: visually lossless.
         preset: the encoder's speed preset.
+        pixel_format: of the encoded clip, by FFmpeg's name; None: the encoder's nearest to the
+            input's.
         span: `vsr.Span`: only that part of the clip, in seconds from its beginning.
         region: `vsr.Crop` or `vsr.Zoom`: only that part of the upright picture is computed.
         deinterlace: make whole frames of an interlaced clip's fields; False: take it as it is;
@@ -163,6 +166,7 @@ def upscale(
         encoder=encoder,
         crf=crf,
         preset=preset,
+        pixel_format=pixel_format,
         region=region,
         span=span,
         deinterlace=deinterlace,
@@ -219,6 +223,8 @@ def run(
         numbered = isinstance(config.source, Path) and is_pattern(config.source)
         to_pictures = is_sequence(output) and (named is not None or numbered)
         _check(config, output, to_pictures=to_pictures)
+        if config.pixel_format and (to_pictures or output == STDOUT or reader.info.is_still):
+            raise MediaError(f"{output}: --pixel-format is for an encoded clip")
         if config.changed_threshold and to_pictures:
             raise MediaError(
                 f"{output}: numbered pictures are each as if made alone: no --changed-threshold"
@@ -308,7 +314,9 @@ def _upscale_clip(
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
         )
-    settings = EncoderSettings(config.encoder, config.crf, config.preset, config.threads)
+    settings = EncoderSettings(
+        config.encoder, config.crf, config.preset, config.threads, config.pixel_format
+    )
     aspect = kept_aspect_ratio(config, reader.info, size)
     encoding = PictureEncoding(
         reader.info,
