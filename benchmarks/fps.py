@@ -66,11 +66,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.report import available_cores, environment, macs_per_lr_pixel, publish  # noqa: E402
+from benchmarks.report import available_cores, environment, publish  # noqa: E402
 from engines import BACKENDS, Engine, Precision, create_engine, load_model  # noqa: E402
 from engines.errors import BackendUnavailable  # noqa: E402
 from engines.files import replaced  # noqa: E402
 from engines.finish import Finish  # noqa: E402
+from engines.networks import macs_per_lr_pixel  # noqa: E402
 from vsr.choices import share_threads  # noqa: E402
 from vsr.config import DEFAULT_MODEL, MOST_THREADS, Progress, UpscaleConfig  # noqa: E402
 from vsr.encode import ENCODERS, EncoderSettings, PictureEncoding  # noqa: E402

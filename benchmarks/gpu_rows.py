@@ -24,9 +24,9 @@ import torch
 from benchmarks import fps
 from benchmarks.gpu import PAPER, Row
 from benchmarks.gpu_launches import WARM_UP_RUNS, Gpu, Launch, engine_of, launches_of
-from benchmarks.report import environment, macs_per_lr_pixel
+from benchmarks.report import environment
 from engines import load_model
-from engines.networks import build_network
+from engines.networks import build_network, macs_per_lr_pixel
 from engines.weights import Model
 from vsr.stages import chained
 from vsr.video import Reader

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from engines.errors import VSRError
 from engines.files import replaced
@@ -73,23 +72,6 @@ def tiny_weights(folder: Path) -> Path:
     net = build_network("srgan-lite", {"channels": 1, "blocks": 1, "scale": 2}, deployed=True)
     save_weights(folder / "tiny.safetensors", net, network="srgan-lite", training={})
     return folder / "tiny.safetensors"
-
-
-def macs_per_lr_pixel(net: nn.Module) -> int:
-    """Count the multiplications of the convolutions, a pixel of the input."""
-    side, macs = 8, 0
-
-    def count(conv: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal macs
-        assert isinstance(conv, nn.Conv2d)
-        macs += conv.weight.numel() * output.shape[2] * output.shape[3]
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    with torch.inference_mode():
-        net(torch.zeros(1, 3, side, side))
-    for hook in hooks:
-        hook.remove()
-    return macs // side**2
 
 
 def write_atomically(path: Path, text: str) -> None:

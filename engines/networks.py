@@ -362,6 +362,23 @@ def icnr_(weight: Tensor, factor: int) -> Tensor:
         return weight.copy_(kernels.repeat_interleave(factor**2, dim=0))
 
 
+def macs_per_lr_pixel(net: nn.Module) -> int:
+    """Count the multiplications of the convolutions, a pixel of the input."""
+    side, macs = 8, 0
+
+    def count(conv: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal macs
+        assert isinstance(conv, nn.Conv2d)
+        macs += conv.weight.numel() * output.shape[2] * output.shape[3]
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return macs // side**2
+
+
 def count_parameters(network: nn.Module) -> int:
     """Count the trainable numbers of a module."""
     return sum(p.numel() for p in network.parameters())

@@ -21,8 +21,10 @@ from conftest import write_clip
 from media import probe
 
 import vsr
+from engines import load_model
 from engines.errors import MediaError
 from vsr import segments
+from vsr.choices import segment_frames
 from vsr.cli import main
 from vsr.fingerprint import fingerprint
 from vsr.journal import Journal, Segment, partial_folder
@@ -510,6 +512,28 @@ def test_a_frame_lost_in_joining_is_found(loss, long_clip, tiny_weights, tmp_pat
     with pytest.raises(MediaError, match=r"was not written whole|at another time|more than the 50"):
         upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights)
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "frames"),
+    [
+        ("srgan-lite", (270, 480), 250),
+        ("srgan-lite", (1080, 1920), 246),
+        ("srgan", (270, 480), 173),
+        ("srgan", (1080, 1920), 50),
+    ],
+)
+def test_a_segment_is_shorter_where_frames_take_long(model, size, frames, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 250)
+    assert segment_frames(load_model(model), size) == frames
+
+
+def test_a_clip_is_cut_into_segments_of_that_length(long_clip, tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("vsr.choices._SEGMENT_MACS", 1)
+    monkeypatch.setattr("vsr.choices._LEAST_SEGMENT", 15)
+    seen = []
+    upscale(long_clip, tmp_path / "out.mp4", model=tiny_weights, progress=seen.append)
+    assert [sum(p.segment == n for p in seen) for n in range(5)] == [15, 15, 15, 5, 0]
 
 
 def test_a_container_with_a_coarse_clock_says_so_at_once(tiny_weights, tmp_path):

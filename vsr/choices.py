@@ -8,6 +8,9 @@ import torch
 
 from engines import Backend, Engine
 from engines.errors import MediaError
+from engines.networks import macs_per_lr_pixel
+from engines.weights import Model
+from vsr import segments
 from vsr.clip import ClipInfo
 from vsr.config import UpscaleConfig
 from vsr.hardware import HardwareUnavailable
@@ -17,6 +20,8 @@ from vsr.video import Reader
 log = logging.getLogger(__name__)
 
 _CORES_PER_CONVERTER = 4
+_SEGMENT_MACS = 5 * 10**13  # minutes on two cores
+_LEAST_SEGMENT = 50  # frames: each segment begins with a whole picture
 CHANGE_TILE = 64  # of --changed-only; smaller ones leave out more, but overlap more
 
 
@@ -55,6 +60,17 @@ def share_threads(engine: Engine, threads: int | None) -> None:
     if engine.backend != "pytorch":
         threads = max(1, threads // _CORES_PER_CONVERTER)
     torch.set_num_threads(threads)
+
+
+def segment_frames(model: Model, size: tuple[int, int]) -> int:
+    """Return how many frames a segment has: fewer where each takes long, for what a crash may cost.
+
+    It depends on the model and the input's (height, width) alone: a resumed job cuts its output
+    where an unbroken one would.
+    """
+    macs = macs_per_lr_pixel(model.net) * size[0] * size[1]
+    most = segments.SEGMENT_FRAMES
+    return min(most, max(_LEAST_SEGMENT, _SEGMENT_MACS // macs))
 
 
 def needs_float32(info: ClipInfo, backend: Backend) -> bool:

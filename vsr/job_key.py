@@ -12,7 +12,6 @@ import torch
 
 from engines import Engine
 from engines.weights import Model
-from vsr import segments
 from vsr.config import UpscaleConfig
 from vsr.version import __version__
 
@@ -25,7 +24,7 @@ def job_key(
 ) -> dict[str, Any]:
     """Name all but the source that shapes the output's frames: a job goes on if none of it changes.
 
-    The source is known by `Reader.stamp`.
+    The source is known by `Reader.stamp`, the cuts by `vsr.choices.segment_frames`.
     """
     key = asdict(config)
     for name in (
@@ -39,7 +38,6 @@ def job_key(
         "precision": engine.precision,
         "output size": size,
         "versions": _versions(engine.backend),
-        "segment frames": segments.SEGMENT_FRAMES,
     }
     if engine.precision == "int8" and model.int8_path is not None:
         key["int8 forms"] = hashlib.sha256(model.int8_path.read_bytes()).hexdigest()

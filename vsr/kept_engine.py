@@ -8,7 +8,7 @@ from types import TracebackType
 from engines import Building, Engine, create_engine
 from engines.switching import SwitchingEngine
 from engines.weights import Model
-from vsr import segments
+from vsr.choices import segment_frames
 from vsr.config import UpscaleConfig
 
 
@@ -57,7 +57,7 @@ class KeptEngine:
         )  # fmt: skip
         if self._engine is None or settings != self._settings:
             self.close()
-            self._engine, self._settings = self._make(config, model), settings
+            self._engine, self._settings = self._make(config, model, size), settings
         self._engine.frame_begins(0)  # nothing of the job before is this one's
         return self._engine
 
@@ -103,7 +103,7 @@ class KeptEngine:
         if engine is not None:
             engine.close()
 
-    def _make(self, config: UpscaleConfig, model: Model) -> Engine:
+    def _make(self, config: UpscaleConfig, model: Model, size: tuple[int, int] | None) -> Engine:
         engine = create_engine(
             model, backend=config.backend, precision=config.precision, threads=config.threads,
             building=self._building,
@@ -114,4 +114,4 @@ class KeptEngine:
             model, backend="pytorch", precision="fp32" if config.precision == "fp32" else "auto",
             threads=config.threads,
         )  # fmt: skip
-        return SwitchingEngine(first, engine, every=segments.SEGMENT_FRAMES)
+        return SwitchingEngine(first, engine, every=segment_frames(model, size or (1, 1)))

@@ -35,7 +35,13 @@ from engines import Backend, Building, Precision, load_model
 from engines.errors import MediaError
 from engines.safety import SafeEngine
 from vsr.address import Address, is_address
-from vsr.choices import choose_decoder, needs_float32, share_threads, tile_side
+from vsr.choices import (
+    choose_decoder,
+    needs_float32,
+    segment_frames,
+    share_threads,
+    tile_side,
+)
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
@@ -255,7 +261,10 @@ def run(
             if config.span is not None:
                 reader.trim(config.span)
             key = job_key(config, loaded, engine, size, decoder=reader.decoder)
-            key |= {"source": reader.stamp()}
+            key |= {
+                "source": reader.stamp(),
+                "segment frames": segment_frames(loaded, reader.info.size),
+            }
             frames, resumed, reused = _kind_of_job(output, to_pictures=to_pictures)(
                 config, reader, engine, output, size, key, progress
             )
@@ -326,8 +335,9 @@ def _upscale_clip(
         device=engine.device,
     )
     writer = SegmentedWriter(
-        output, reader, encoding, key=key, resume=config.resume, overwrite=config.overwrite
-    )
+        output, reader, encoding, key=key, segment_frames=key["segment frames"],
+        resume=config.resume, overwrite=config.overwrite,
+    )  # fmt: skip
     if aspect != reader.info.sample_aspect_ratio:
         log.warning(
             "%dx%d has another shape than the input: its samples are displayed %d:%d, so that "
@@ -346,6 +356,7 @@ def _upscale_clip(
                 meters=meters, stop=reader.stop,
                 device=device_of(engine, results_stay=encoding.on_gpu),
                 strip_rows=automatic_strip(engine, reader.info.size),
+                anew_every=key["segment frames"],
             )  # fmt: skip
             last: list[Tensor] | None = None
             for frame in planes:

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SEGMENT_FRAMES = 250
-"""x264 begins anew after 250 frames at the latest in any case; about 10 s of a clip"""
+"""of the longest segments, about 10 s of a clip; x264 begins anew so often in any case"""
 
 
 class SegmentedWriter:
@@ -66,6 +66,7 @@ class SegmentedWriter:
         reader: of the input: its other streams, tags and time base are taken over.
         encoding: of the picture.
         key: everything that shapes the frames and their encoding, JSON-able.
+        segment_frames: length of a segment; None: the longest there is.
         resume: False: drop what an earlier run left, and keep nothing for a later one.
         overwrite: replace an output that another job has made.
 
@@ -87,9 +88,11 @@ class SegmentedWriter:
         encoding: PictureEncoding,
         *,
         key: dict[str, Any],
+        segment_frames: int | None = None,
         resume: bool = True,
         overwrite: bool = False,
     ) -> None:
+        self._segment_frames = segment_frames or SEGMENT_FRAMES
         self.path, self.folder = path, partial_folder(path)
         self._reader, self._encoding, self._resume = reader, encoding, resume
         self._journal_path = self.folder / "journal.json"
@@ -165,7 +168,7 @@ class SegmentedWriter:
             self._times.append(frame.pts)
             self._encode(self._encoding.picture(frame))
             self.frames += 1
-            if len(self._times) == SEGMENT_FRAMES:
+            if len(self._times) == self._segment_frames:
                 self._close_segment()
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self.path}: {reason(error)}") from error

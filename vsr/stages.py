@@ -96,6 +96,7 @@ def chained(
     device: Device | None = None,
     strip_rows: int | None = None,
     stop: Callable[[], None] | None = None,
+    anew_every: int = segments.SEGMENT_FRAMES,
 ) -> Iterator[Timed[list[Tensor]]]:
     """Chain the stages from decoded planes to those of the output.
 
@@ -116,6 +117,7 @@ def chained(
         strip_rows: of the enlarged frame, where memory does not hold it whole (see `vsr.strips`);
             all of it is computed then, whatever has changed.
         stop: ends what `frames` may be waiting for, when the stages end.
+        anew_every: with `changed_only`, after so many frames one is computed whole.
     """
     meters = meters or StageMeters()
     device = device or device_of(engine)
@@ -135,7 +137,6 @@ def chained(
     def step(items: Iterable[Timed[T]], name: str) -> Iterable[Timed[T]]:
         return stage(items, name) if device.stages_overlap else items
 
-    anew_every = segments.SEGMENT_FRAMES
     distinct = without_repeats(frames, anew_every=anew_every if changed_only else None)
     uploads = stage(uploaded(distinct, slots, layout), "decode")
     rgb = announced(step(to_rgb_frames(uploads, layout, engine), "to-rgb"), engine)
