@@ -24,7 +24,8 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow \
+		-o timeout=900 -o session_timeout=5400
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vsr needs Python 3.11 or newer")'
