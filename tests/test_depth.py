@@ -86,6 +86,11 @@ def test_the_pixel_format_that_is_asked_for_is_made(before, tiny_weights, tmp_pa
 def test_a_pixel_format_that_cannot_be_is_one_line(plain_clip, tiny_weights, tmp_path):
     with pytest.raises(MediaError, match=r"'libx264' takes no 'pal8' here, but yuv420p, yuv4"):
         upscale(plain_clip, tmp_path / "out.mp4", model=tiny_weights, pixel_format="pal8")
+    with pytest.raises(MediaError, match=r"takes no 'yuva420p' here, but [^a]*$"):
+        upscale(
+            plain_clip, tmp_path / "out.mkv", model=tiny_weights, pixel_format="yuva420p",
+            encoder="ffv1",
+        )  # fmt: skip
     with pytest.raises(MediaError, match="--pixel-format is for an encoded clip"):
         upscale(plain_clip, tmp_path / "%06d.png", model=tiny_weights, pixel_format="yuv420p")
     assert not list(tmp_path.iterdir())

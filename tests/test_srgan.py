@@ -918,6 +918,23 @@ def test_a_run_that_died_in_its_last_evaluation_gets_its_weights_by_resuming(
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]
 
 
+def test_weights_of_an_earlier_run_are_replaced(tmp_path, photos):
+    paths = RunPaths(data=photos, out=tmp_path)
+    train(TINY, paths)
+    paths.checkpoint.unlink()
+    train(replace(TINY, seed=5), paths)
+    assert load_model(paths.weights).training["config"]["seed"] == 5
+
+
+def test_an_evaluation_after_the_last_checkpoint_is_told_of_again(tmp_path, photos):
+    paths, config = RunPaths(data=photos, out=tmp_path), replace(TINY, steps=12)
+    pace = Pace(evaluate=3, save=5)
+    crash_in(8, config, paths, pace)
+    train(config, paths, pace=pace, resume=True)
+    with (paths.out / "log.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3", "6", "9", "12"]
+
+
 def test_pictures_of_the_test_sets_are_not_trained_on(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "all" / "train")
     shutil.copytree(photos, tmp_path / "all" / "eval" / "Own")

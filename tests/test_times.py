@@ -86,7 +86,7 @@ def test_every_container_that_is_taken_keeps_the_time_of_each_frame(
 @pytest.mark.parametrize("suffix", [".avi", ".gif", ".mpg", ".mxf", ".vob", ".wmv", ".y4m"])
 def test_a_container_that_keeps_no_times_is_refused(suffix, plain_clip, tiny_weights, tmp_path):
     output = tmp_path / f"out{suffix}"
-    message = rf"cannot write .*out\{suffix}: .* does not keep the time of each frame, use \.mp4"
+    message = rf"cannot write .*out\{suffix}: .* known to keep each frame's time, use \.mp4"
     with pytest.raises(MediaError, match=message):
         vsr.upscale(plain_clip, output, model=tiny_weights, backend="pytorch")
     assert not list(tmp_path.iterdir())

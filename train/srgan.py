@@ -453,7 +453,8 @@ class Output:
         self._report = (
             Report(paths.out, tensorboard=tensorboard, step=run.step) if world.is_first else None
         )
-        self._published_step = steps_of(paths.weights)
+        is_out = run.step == steps_of(paths.weights)
+        self._published_step = run.step if is_out else None
         self._scored: tuple[int, dict[str, Score]] = (0, {})
         self._began, self._looking_seconds = time.monotonic(), 0.0
         self.means = Means()

@@ -340,8 +340,12 @@ def _seconds(text: str) -> float:
 
 
 def _time(text: str) -> float:
-    match = re.fullmatch(r"(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?)", text)
-    if not match or (match[2] is not None and float(match[3]) >= 60):
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+\.?\d*|\.\d+)", text)
+    if (
+        not match
+        or (match[1] is not None and int(match[2]) >= 60)
+        or (match[2] is not None and float(match[3]) >= 60)
+    ):
         raise argparse.ArgumentTypeError(
             f"expected seconds or [HH:]MM:SS, for example 90.5 or 1:30.5, got {text}"
         )

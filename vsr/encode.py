@@ -295,8 +295,8 @@ def _output_format(
     if layout.kind != "rgb":  # players expect no RGB in a clip, least of all grey in it
         offered = [name for name in offered if read_layout(name)[0] != "rgb"] or offered
     wanted = format_name(layout) if asked is None else asked
-    if asked is not None and (asked not in offered or read_layout(asked)[0] != "yuv"):
-        known = [name for name in offered if read_layout(name)[0] == "yuv" and "j" not in name]
+    known = [name for name in offered if _may_be_asked_for(name)]
+    if asked is not None and asked not in known:
         raise MediaError(f"encoder {codec.name!r} takes no {asked!r} here, but {', '.join(known)}")
     if wanted in offered:
         best = wanted
@@ -315,6 +315,12 @@ def _output_format(
         chroma_step=step,
     )
     return best, replace(output, siting=output_siting(codec.name, output, layout.siting))
+
+
+def _may_be_asked_for(name: str) -> bool:
+    """Tell whether a format is YUV without alpha, by its present name."""
+    kind, *_, alpha = read_layout(name)
+    return kind == "yuv" and not alpha and not name.startswith("yuvj")
 
 
 def _check_size(size: tuple[int, int], layout: PlaneLayout, encoder: str) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Generator, Iterable, Set
 from contextlib import closing, suppress
 from fractions import Fraction
-from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +48,7 @@ class Muxer:
         output: what it will be called, for messages; its suffix names the container.
         reader: of the input.
         encoding: of the picture.
+        first_pts: of its first frame, in ticks of the clip; needed for what is muxed.
 
     Attributes:
         global_header: whether the container wants the encoder's parameter sets in its header.
@@ -60,7 +60,16 @@ class Muxer:
         MediaError: the container is unknown, the encoder does not open or does not fit it.
     """
 
-    def __init__(self, path: Path, output: Path, reader: Reader, encoding: PictureEncoding) -> None:
+    def __init__(
+        self,
+        path: Path,
+        output: Path,
+        reader: Reader,
+        encoding: PictureEncoding,
+        *,
+        first_pts: int = 0,
+    ) -> None:
+        self._first_pts = first_pts
         self._path, self._output, self._reader = path, output, reader
         self._others = OtherStreams(reader, output)
         self._shift_seconds = Fraction(0)
@@ -107,8 +116,8 @@ class Muxer:
         if self._container.format.name not in _TIMED:
             self.abort()
             raise MediaError(
-                f"cannot write {self._output}: {self._container.format.long_name} does not keep "
-                "the time of each frame, use .mp4, .mkv or .mov"
+                f"cannot write {self._output}: {self._container.format.long_name} is none of the "
+                "containers that are known to keep each frame's time, use .mp4, .mkv or .mov"
             )
         reader, source = self._reader, self._reader.container
         try:
@@ -119,12 +128,7 @@ class Muxer:
                 self._stream.set_display_matrix(reader.info.display_matrix)
             self._others.add_to(self._container, only=only)
             self._container.metadata.update(kept_metadata(source.metadata))
-            chapters: list[Any] = list(source.chapters())
-            if (span := reader.span) is not None:
-                begin, end = span.begin_seconds, span.end_seconds
-                clock = reader.begin_seconds
-                chapters = chapters_within(chapters, clock + begin, clock + end)
-            if chapters:
+            if chapters := self._chapters():
                 self._container.set_chapters(chapters)
             with log_lines(av.logging.ERROR):  # errors carry what FFmpeg says of them
                 self._container.start_encoding()
@@ -163,14 +167,8 @@ class Muxer:
             MediaError: the disk refuses.
         """
         time_base = self._reader.info.time_base
-        packets = iter(packets)
-        first = next(packets, None)
-        begin_pts = 0
-        if first is not None:
-            packets = chain([first], packets)
-            begin_pts = first[0].pts
-            self._shift_seconds = self._shift(begin_pts)
-        packets_of_others = self._other_packets(begin_pts * time_base)
+        self._shift_seconds = self._shift()
+        packets_of_others = self._other_packets()
         try:
             waiting = next(packets_of_others, None)
             for packet, dts in packets:
@@ -192,17 +190,36 @@ class Muxer:
         for sentence in self._others.refused():
             log.warning("%s", sentence)
 
-    def _other_packets(self, begin_seconds: Fraction) -> Generator[av.Packet[Any], None, None]:
+    def _chapters(self) -> list[Any]:
+        """Return the input's chapters, of a span those in it."""
+        reader = self._reader
+        chapters: list[Any] = list(reader.container.chapters())
+        if reader.span is None:
+            return chapters
+        end = reader.begin_seconds + reader.span.end_seconds
+        if not reader.span.start:
+            return chapters_within(chapters, Fraction(-1), end, zero_seconds=Fraction(0))
+        begin = self._first_pts * reader.info.time_base
+        return chapters_within(chapters, begin, end, zero_seconds=begin)
+
+    def _other_packets(self) -> Generator[av.Packet[Any], None, None]:
         """Yield the other streams' packets, of a span those from its first frame on."""
-        path, wanted, span = self._reader.info.path, self._others.wanted, self._reader.span
-        if span is None:
-            yield from other_packets(path, wanted)
-            return
-        end_seconds = self._reader.begin_seconds + span.end_seconds
-        with closing(other_packets(path, wanted, near_seconds=float(begin_seconds))) as packets:
-            yield from packets_within(
-                packets, begin_seconds, end_seconds, lasting=self._others.lasting
-            )
+        reader, wanted = self._reader, self._others.wanted
+        begin: Fraction | float = -inf
+        end: Fraction | float = inf
+        near_seconds = None
+        if _has_own_clock(reader):  # text that comes before picture and sound would delay them
+            begin = reader.begin_seconds
+        if reader.span is not None:
+            end = reader.begin_seconds + reader.span.end_seconds
+            if reader.span.start:
+                begin = self._first_pts * reader.info.time_base
+                # where times jump one cannot seek, and text may have begun long before
+                if not _has_own_clock(reader) and not wanted & self._others.lasting:
+                    near_seconds = float(begin)
+        with closing(other_packets(reader.info.path, wanted, near_seconds=near_seconds)) as packets:
+            moved = map(self._others.kept_increasing, packets)
+            yield from packets_within(moved, begin, end, lasting=self._others.lasting)
 
     def abort(self) -> None:
         """Close and remove the file; harmless where it is gone."""
@@ -214,7 +231,7 @@ class Muxer:
             log.debug("closing %s: %s", self._path, error)
         self._path.unlink(missing_ok=True)
 
-    def _shift(self, first_pts: int) -> Fraction:
+    def _shift(self) -> Fraction:
         """Return by how many seconds all streams move on.
 
         A span begins at zero with its first frame, and so does a recording whose clock began
@@ -222,11 +239,11 @@ class Muxer:
         cut off: an edit list does that to what lies below zero, which is right for the samples that
         prime a sound decoder, and wrong for frames; the other containers move on by themselves.
         """
-        source, begin = self._reader.container, self._reader.begin_seconds
+        begin, first_pts = self._reader.begin_seconds, self._first_pts
         tick = self._reader.info.time_base
-        if self._reader.span is not None:
+        if self._reader.span is not None and self._reader.span.start:
             return -first_pts * tick
-        if begin > 0 and source.format.flags & cast(Any, Format.ts_discont).value:
+        if begin > 0 and _has_own_clock(self._reader):
             return -math.floor(begin / tick) * tick
         if first_pts >= 0 or self._output.suffix.lower() not in _QUICKTIME_SUFFIXES:
             return Fraction(0)
@@ -253,6 +270,11 @@ class Muxer:
                 self._container.mux(self._shifted(taken))
             except (InvalidDataError, ValueError) as error:  # it is damaged, the disk is not full
                 self._others.count_refused(index, reason(error))
+
+
+def _has_own_clock(reader: Reader) -> bool:
+    """Tell whether a clip's clock may begin anywhere, and jump, as that of broadcasts and DVDs."""
+    return bool(reader.container.format.flags & cast(Any, Format.ts_discont).value)
 
 
 def _dts_seconds(packet: av.Packet[Any]) -> float:

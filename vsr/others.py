@@ -35,7 +35,7 @@ class OtherStreams:
     def __init__(self, reader: Reader, output: Path) -> None:
         self.sentences: list[str] = []
         self._output = output
-        self._source = reader.container
+        self._source, self._is_cut = reader.container, reader.span is not None
         picture = reader.stream.index
         self._ways: dict[int, Way] = {
             stream.index: "copy"
@@ -55,8 +55,9 @@ class OtherStreams:
 
     @property
     def lasting(self) -> Set[int]:
-        """Indices of the input's streams of subtitles, whose packets are shown for a while."""
-        return {stream.index for stream in self._source.streams if stream.type == "subtitle"}
+        """Indices of the input's streams of subtitles and data, whose packets last."""
+        kinds = ("subtitle", "data")
+        return {stream.index for stream in self._source.streams if stream.type in kinds}
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -103,7 +104,7 @@ class OtherStreams:
             else:
                 if copy is not None:
                     self._copies[index] = copy
-                    self._take_over(stream, copy)
+                    self._take_over(stream, copy, encoded=self._is_cut)
                 return
         if self._ways[index] == "convert":
             try:
@@ -128,7 +129,6 @@ class OtherStreams:
     def converted(self, packet: Any) -> Iterator[Any]:
         """Yield what the output takes for a packet of the input."""
         index = packet.stream_index
-        self._keep_increasing(packet)
         if (converter := self._converters.get(index)) is not None:
             for found in converter.convert(packet):
                 found.stream = converter.stream
@@ -161,10 +161,10 @@ class OtherStreams:
             for index, count in self._refused.items()
         ]
 
-    def _keep_increasing(self, packet: av.Packet[Any]) -> None:
+    def kept_increasing(self, packet: av.Packet[Any]) -> av.Packet[Any]:
         """Move a packet on where its stream jumps back, as the picture is moved."""
         if packet.dts is None:
-            return
+            return packet
         kind = self._source.streams[packet.stream_index].type
         repeats = kind in ("subtitle", "data")
         timeline = self._timelines.setdefault(
@@ -175,6 +175,7 @@ class OtherStreams:
         if packet.pts is not None:
             packet.pts += dts - packet.dts
         packet.dts = dts
+        return packet
 
 
 def _is_chapter_track(source: Any, stream: Any) -> bool:

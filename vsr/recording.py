@@ -198,8 +198,8 @@ def record_frames(
     encoding = PictureEncoding(
         reader.info, size=size, sample_aspect_ratio=kept_aspect_ratio(config, reader.info, size),
         settings=EncoderSettings(
-        config.encoder, config.crf, config.preset, config.threads, config.pixel_format
-    ),
+            config.encoder, config.crf, config.preset, config.threads, config.pixel_format
+        ),
     )  # fmt: skip
     recording = Recording(output, reader, encoding, overwrite=config.overwrite)
     with ExitStack() as stack:

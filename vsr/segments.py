@@ -4,7 +4,7 @@ Beside the output stands a folder while it is being made:
 
     clip_x4.mp4.partial/
         journal.json     what the job is, and which segments are whole
-        000000.packets   frames 0 to 249, from an encoder of their own (see `vsr.packets`)
+        000000.packets   frames 0 to 249 or less, from an encoder of their own (see `vsr.packets`)
         000001.packets   ...
         joined.mp4       all of them with sound and the rest; renamed to clip_x4.mp4 at the end
         lock             held by the run that is at work
@@ -303,7 +303,13 @@ class SegmentedWriter:
         self._journal.save(self._journal_path)
 
     def _join(self) -> None:
-        muxer = Muxer(self._joined_path, self.path, self._reader, self._encoding)
+        muxer = Muxer(
+            self._joined_path,
+            self.path,
+            self._reader,
+            self._encoding,
+            first_pts=self._journal.segments[0].first_pts if self._journal.segments else 0,
+        )
         paths = [self.folder / segment.file for segment in self._journal.segments]
         try:
             muxer.mux(joined(paths))

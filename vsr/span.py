@@ -36,12 +36,18 @@ class Span:
         return inf if self.end == inf else Fraction(str(self.end))
 
     def __str__(self) -> str:
-        return f"{self.start:g}-" + ("end" if self.end == inf else f"{self.end:g}s")
+        return f"{_decimals(self.start)}-" + (
+            "end" if self.end == inf else f"{_decimals(self.end)}s"
+        )
+
+
+def _decimals(seconds: float) -> str:
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def packets_within(
     packets: Iterable[Any],
-    begin_seconds: Fraction,
+    begin_seconds: Fraction | float,
     end_seconds: Fraction | float,
     *,
     lasting: Set[int],
@@ -50,20 +56,21 @@ def packets_within(
 
     Args:
         packets: PyAV's, of streams beside the picture; they may be changed.
-        begin_seconds: of the span.
+        begin_seconds: of the span; -inf where it has none.
         end_seconds: of the span; inf where it has none.
-        lasting: indices of the streams, of subtitles, whose packets are shown for a while: one that
-            is shown when the span begins is shown from then on, and none beyond its end.
+        lasting: indices of the streams, of subtitles and data, whose packets last: one that has
+            begun when the span begins lasts from then on, and none beyond its end.
     """
     for packet in packets:
-        if packet.pts is None:
+        if packet.pts is None:  # a cover has no time
+            yield packet
             continue
         tick = packet.time_base
         at = packet.pts * tick
         if packet.stream_index in lasting and packet.duration:
             end = at + packet.duration * tick
             if at < begin_seconds < end:
-                late = ceil((begin_seconds - at) / tick)
+                late = ceil((Fraction(begin_seconds) - at) / tick)
                 packet.pts += late
                 packet.dts = None if packet.dts is None else packet.dts + late
                 packet.duration -= late
@@ -75,9 +82,20 @@ def packets_within(
 
 
 def chapters_within(
-    chapters: list[dict[str, Any]], begin_seconds: Fraction, end_seconds: Fraction | float
+    chapters: list[dict[str, Any]],
+    begin_seconds: Fraction,
+    end_seconds: Fraction | float,
+    *,
+    zero_seconds: Fraction,
 ) -> list[dict[str, Any]]:
-    """Cut chapters, as PyAV has them, to a span, and count their times from its beginning."""
+    """Cut chapters, as PyAV has them, to a span.
+
+    Args:
+        chapters: on the clip's own clock.
+        begin_seconds: of the span.
+        end_seconds: of the span; inf where it has none.
+        zero_seconds: what their times are to count from.
+    """
     kept = []
     for chapter in chapters:
         tick = chapter["time_base"]
@@ -85,6 +103,6 @@ def chapters_within(
         if end <= begin_seconds or start >= end_seconds:
             continue
         start, end = max(start, begin_seconds), min(end, end_seconds)
-        times = (round((at - begin_seconds) / tick) for at in (start, Fraction(end)))
+        times = (round((at - zero_seconds) / tick) for at in (start, Fraction(end)))
         kept.append(chapter | dict(zip(("start", "end"), times, strict=True)))
     return kept

@@ -53,7 +53,7 @@ def stream_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
 
 
 def encoded_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
-    """Return the tags of a stream that is encoded anew: not those of its size and its encoder."""
+    """Return the tags of a stream that is encoded anew or cut: not those of size and encoder."""
     kept = stream_metadata(metadata, output)
     return {key: value for key, value in kept.items() if not _STATISTICS.fullmatch(key)}
 

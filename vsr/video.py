@@ -50,7 +50,8 @@ _STILL_SUFFIXES = frozenset({".avif"})  # stills in a clip's container
 _TILED_SUFFIXES = frozenset({".heic", ".heif"})  # a picture in pieces, one stream each
 # containers that give each frame its time wherever one begins to read; MPEG-PS and AVI do not
 _SOUGHT_IN = frozenset({"flv", "matroska", "mov", "mpegts", "nut"})
-_EARLIER_SECONDS = (0, 10, 60, 10**9)  # where to look for a key frame, before a time
+_EARLIER_SECONDS = (0, 10, 60)  # where to look for a key frame, before a time
+_EVER_SECONDS = 10**9
 _GAP_SECONDS = 10  # between two frames of a recording; what FFmpeg's own tool takes for a new clock
 _MISSING_SECONDS = 0.5  # what a container may promise beyond its last packet
 
@@ -78,7 +79,7 @@ class Reader:
         damaged_frames: frames that decoded in part, so far.
         frames_read: frames that `frames` has yielded, so far.
         repeatable: whether the same can be read once more.
-        begin_seconds: the clip's beginning on its own clock.
+        begin_seconds: when picture or sound begin, on the clip's own clock.
         span: the part of it that is read; None: all of it.
 
     Raises:
@@ -149,7 +150,7 @@ class Reader:
             )
             self._stored_size = self.info.size
             self._window: Window | None = None
-            self.begin_seconds = Fraction(self.container.start_time or 0, av.time_base)
+            self.begin_seconds = self._begin_seconds()
             self.span: Span | None = None
         except BaseException:
             self.container.close()
@@ -179,6 +180,15 @@ class Reader:
         self._window = window(region, info.size, info.layout, info.display_matrix)
         self.info = replace(info, size=(self._window.height, self._window.width))
 
+    def _begin_seconds(self) -> Fraction:
+        """Return when the first of picture and sound begins, on the clip's clock."""
+        begins = [
+            stream.start_time * stream.time_base
+            for stream in (self.stream, *self.container.streams.audio)
+            if stream.start_time is not None and stream.time_base is not None
+        ]
+        return min(begins, default=Fraction(self.container.start_time or 0, av.time_base))
+
     def trim(self, span: Span) -> None:
         """Read a part of the clip alone; before the first frame is asked for, after `decode_on`.
 
@@ -188,13 +198,17 @@ class Reader:
         """
         self.span = span
         self.info = replace(self.info, frames=self._frames_in(span))
+        if not span.start:
+            return
         begin = self.begin_seconds + span.begin_seconds
-        for earlier in _EARLIER_SECONDS if span.start else ():
-            if not self._seek(max(self.begin_seconds, begin - earlier)):
-                break
-            pts = None if self._first is None else self._first.pts
-            if pts is not None and pts * self.info.time_base <= begin:
-                break
+        # the clock of decoding begins before that of presentation, and the last try before both
+        least = min(self.begin_seconds, Fraction(0))
+        for target in [*(max(least, begin - s) for s in _EARLIER_SECONDS), begin - _EVER_SECONDS]:
+            if self._seek(target) and self._first is not None and self._first.key_frame:
+                at = (self._first.pts or 0) * self.info.time_base
+                # a frame made of fields is made of the one before it too
+                if at < begin or (at == begin and not self._makes_frames_of_fields):
+                    return
 
     def _seek(self, target: Fraction) -> bool:
         """Decode anew from before a time on the clip's clock; False: it stays where it is."""
