@@ -48,9 +48,9 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.compressed import read_clips, score_clips  # noqa: E402
 from benchmarks.figure import draw_figure  # noqa: E402
-from benchmarks.report import environment, macs_per_lr_pixel, publish  # noqa: E402
+from benchmarks.report import environment, publish  # noqa: E402
 from engines.errors import WeightsError  # noqa: E402
-from engines.networks import count_parameters  # noqa: E402
+from engines.networks import count_parameters, macs_per_lr_pixel  # noqa: E402
 from engines.weights import BUILT_IN, Model, load_model  # noqa: E402
 from train.config import SYSTEMS  # noqa: E402
 from train.data import find_photos, find_sets, to_frame  # noqa: E402

@@ -208,8 +208,6 @@ class Muxer:
         begin: Fraction | float = -inf
         end: Fraction | float = inf
         near_seconds = None
-        if _has_own_clock(reader):  # text that comes before picture and sound would delay them
-            begin = reader.begin_seconds
         if reader.span is not None:
             end = reader.begin_seconds + reader.span.end_seconds
             if reader.span.start:
@@ -219,7 +217,16 @@ class Muxer:
                     near_seconds = float(begin)
         with closing(other_packets(reader.info.path, wanted, near_seconds=near_seconds)) as packets:
             moved = map(self._others.kept_increasing, packets)
-            yield from packets_within(moved, begin, end, lasting=self._others.lasting)
+            within = packets_within(moved, begin, end, lasting=self._others.lasting)
+            if not _has_own_clock(reader):
+                yield from within
+                return
+            texts = self._others.texts
+            for packet in within:  # text from before picture and sound would delay them
+                if packet.stream_index in texts:
+                    yield from packets_within([packet], reader.begin_seconds, end, lasting=texts)
+                else:
+                    yield packet
 
     def abort(self) -> None:
         """Close and remove the file; harmless where it is gone."""

@@ -60,6 +60,11 @@ class OtherStreams:
         return {stream.index for stream in self._source.streams if stream.type in kinds}
 
     @property
+    def texts(self) -> Set[int]:
+        """Indices of the input's streams of subtitles."""
+        return {stream.index for stream in self._source.streams if stream.type == "subtitle"}
+
+    @property
     def ways(self) -> tuple[Way, ...]:
         """What is to become of the streams, as far as it is known."""
         return tuple(self._ways.values())
