@@ -11,6 +11,7 @@ import pytest
 from media import probe
 
 import vsr
+from benchmarks.generated import Recipe
 from engines.errors import MediaError
 
 BEGIN_SECONDS = Fraction(50_000)  # of a broadcast's clock
@@ -62,6 +63,24 @@ def test_a_recording_whose_clock_began_anywhere_begins_at_zero(
         assert abs(found - (was - begin)) <= Fraction(1, 1000)  # Matroska's ticks
     assert after.packets["audio"][0][0] == 0
     assert abs(after.pts_seconds[0] - LATE_SECONDS) < Fraction(1, 100)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".m2ts"])
+def test_text_from_before_the_picture_does_not_delay_it(suffix, tiny_weights, tmp_path):
+    recipe = Recipe(
+        "text.m2ts", "pictures of text, a second ahead of the picture", raw="pgssub",
+        times=range(90_000, 130_000, 3600), time_base=Fraction(1, 90_000),
+    )  # fmt: skip
+    source = recipe.write(tmp_path)
+    with av.open(str(source)) as clip:
+        assert clip.streams.subtitles[0].start_time == 0
+        assert clip.streams.video[0].start_time == 90_000
+    output = tmp_path / f"out{suffix}"
+    vsr.upscale(source, output, model=tiny_weights, backend="pytorch")
+    with av.open(str(output)) as clip:
+        assert {stream.type for stream in clip.streams} == {"video", "subtitle"}
+        picture = clip.streams.video[0]
+        assert picture.start_time * picture.time_base < Fraction(1, 5)  # MPEG-TS: of B-frames
 
 
 def test_a_recording_whose_clock_jumps_ahead_is_kept_with_a_warning(tiny_weights, tmp_path, caplog):
