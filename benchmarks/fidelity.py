@@ -57,7 +57,6 @@ MEANT = {
     ("languages", "{'audio 0': 'deu'} -> {'audio 0': 'ger'}"): "QuickTime's name of the same",
     ("audio times", "[[Fraction(-"): "below zero is nothing to hear: all streams move on together",
     ("frame times", "[Fraction(-"): "below zero is nothing to show: all streams move on together",
-    ("frame times", "[Fraction(451, 45000)"): "Matroska counts milliseconds",
     ("dispositions", "[0"): "MP4 makes the first track of a kind the default one",
 }
 CORNER = vsr.Crop(0, 0, 48, 48)  # of real clips; the smallest has 50 by 50 pixels
@@ -158,6 +157,8 @@ def compare(name: str, before: object, after: object, said: list[str], paths: li
     for (known, begin), why in MEANT.items():
         if name == known and difference.startswith(begin):
             return f"{difference} (meant: {why})"
+    if name == "frame times" and paths[1].suffix == ".mkv" and same_milliseconds(before, after):
+        return f"{difference} (meant: Matroska counts milliseconds)"
     if name.startswith("audio ") and same_sound(paths):
         return f"{difference} (meant: in packets of another form, the same samples as decoded)"
     for words, names in SAID.items():
@@ -165,6 +166,13 @@ def compare(name: str, before: object, after: object, said: list[str], paths: li
             if words in sentence and name.split()[0] in names:
                 return f"{difference} (said: in a warning)"
     return difference
+
+
+def same_milliseconds(before: Any, after: Any) -> bool:
+    """Tell whether two lists of times in seconds are the same, rounded to milliseconds."""
+    return len(before) == len(after) and all(
+        abs(was - found) <= Fraction(1, 2000) for was, found in zip(before, after, strict=True)
+    )
 
 
 def same_sound(paths: list[Path]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from test_perceptual import random_alexnet
 
 from engines.networks import build_network
 from train.checkpoint import load_checkpoint
@@ -117,22 +118,12 @@ def features(tmp_path):
     """A folder of feature networks that nobody trained: AlexNet, and the heads of LPIPS over it."""
     folder = tmp_path / "features"
     folder.mkdir()
-    generator = torch.Generator().manual_seed(5)
-    shapes = {
-        0: (64, 3, 11),
-        3: (192, 64, 5),
-        6: (384, 192, 3),
-        8: (256, 384, 3),
-        10: (256, 256, 3),
+    body = random_alexnet()
+    widths = [len(body[f"features.{index}.bias"]) for index in (0, 3, 6, 8, 10)]
+    heads = {
+        f"alex.lin{number}.model.1.weight": torch.ones(1, width, 1, 1) / width
+        for number, width in enumerate(widths)
     }
-    body, heads = {}, {}
-    for number, (index, (out, into, side)) in enumerate(shapes.items()):
-        weight = torch.randn(out, into, side, side, generator=generator)
-        body |= {
-            f"features.{index}.weight": weight * (2 / (into * side**2)) ** 0.5,
-            f"features.{index}.bias": torch.zeros(out),
-        }
-        heads[f"alex.lin{number}.model.1.weight"] = torch.ones(1, out, 1, 1) / out
     safetensors.torch.save_file(body, folder / "alexnet.safetensors")
     safetensors.torch.save_file(heads, folder / "heads.safetensors")
     return folder

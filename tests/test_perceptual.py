@@ -63,6 +63,16 @@ def random_weights(shapes, kernel=3):
     return weights
 
 
+def random_alexnet():
+    """AlexNet's convolutions as (channels, inputs, kernel), with random weights."""
+    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3)}
+    shapes[10] = (256, 256, 3)
+    weights = {}
+    for index, (out, into, kernel) in shapes.items():
+        weights |= random_weights({index: (out, into)}, kernel)
+    return weights
+
+
 @pytest.fixture
 def vgg22():
     """The first layers of VGG19, with random weights."""
@@ -187,16 +197,7 @@ def test_files_that_are_none_of_the_networks_are_refused_or_in_folders_passed_ov
 
 @pytest.mark.parametrize("kind", ["alexnet", "the linear heads"])
 def test_lpips_says_which_file_is_missing(tmp_path, kind):
-    alexnet = {
-        0: (64, 3, 11),
-        3: (192, 64, 5),
-        6: (384, 192, 3),
-        8: (256, 384, 3),
-        10: (256, 256, 3),
-    }
-    body = {}
-    for index, (out, into, kernel) in alexnet.items():
-        body |= random_weights({index: (out, into)}, kernel)
+    body = random_alexnet()
     heads = {f"alex.lin{i}.model.1.weight": torch.ones(1, 1, 1, 1) for i in range(5)}
     write(tmp_path / "a.safetensors", heads if kind == "alexnet" else body)
     with pytest.raises(ValueError, match=f"LPIPS-alex needs {kind}: give safetensors files"):

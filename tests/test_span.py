@@ -255,7 +255,7 @@ def test_sound_begins_and_ends_with_the_picture_in_sync(suffix, tiny_weights, tm
     end = min(before.pts_seconds[0], before.packets["audio"][0][0]) + Fraction("1.8")
     kept = [at - begin for at in before.packets["audio"][0] if begin <= at < end]
     found = after.packets["audio"][0]
-    assert len(found) == len(kept) == pytest.approx(0.8 * 48_000 / 1152, abs=2)
+    assert len(found) == len(kept) > 30
     assert all(abs(a - b) <= Fraction(1, 1000) for a, b in zip(found, kept, strict=True))
 
 

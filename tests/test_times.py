@@ -90,11 +90,20 @@ def test_a_recording_whose_clock_jumps_ahead_is_kept_with_a_warning(tiny_weights
     assert probe(tmp_path / "out.mkv").pts_seconds[-1] > 3600
 
 
-@pytest.mark.parametrize("suffix", [".3gp", ".flv", ".m2ts", ".m4v", ".mov", ".nut", ".ts"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".3g2", ".3gp", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".nut", ".ts", ".webm"],
+)
 def test_every_container_that_is_taken_keeps_the_time_of_each_frame(
     suffix, uneven_clip, tiny_weights, tmp_path
 ):
-    vsr.upscale(uneven_clip, tmp_path / f"out{suffix}", model=tiny_weights, backend="pytorch")
+    vsr.upscale(
+        uneven_clip,
+        tmp_path / f"out{suffix}",
+        model=tiny_weights,
+        backend="pytorch",
+        encoder="libvpx-vp9" if suffix == ".webm" else "libx264",
+    )
     before, after = (probe(path).pts_seconds for path in (uneven_clip, tmp_path / f"out{suffix}"))
     assert len(after) == len(before) == 12
     for found, was in zip(after, before, strict=True):

@@ -54,25 +54,6 @@ def find_sets(folder: Path) -> list[Path]:
     return sets
 
 
-def check_apart(photos: list[Path], sets: list[Path]) -> None:
-    """Refuse to train on what is scored.
-
-    Args:
-        photos: trained on.
-        sets: folders of pictures to score on.
-
-    Raises:
-        ValueError: a picture is in both.
-    """
-    trained_on = {path.resolve() for path in photos}
-    shared = [p for folder in sets for p in find_photos(folder) if p.resolve() in trained_on]
-    if shared:
-        raise ValueError(
-            f"{len(shared)} pictures of the test sets are below --data too, {shared[0]} among "
-            "them: scores on what was trained on tell nothing"
-        )
-
-
 def load_rgb(path: Path) -> NDArray[np.uint8]:
     """Read a photo as (H, W, 3) uint8 RGB; grey becomes three equal channels, 16 bits become 8.
 

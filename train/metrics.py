@@ -92,6 +92,29 @@ def load_original(path: Path, *, scale: int) -> NDArray[np.uint8]:
     return picture
 
 
+def check_sets(sets: list[Path], *, photos: list[Path], scale: int) -> None:
+    """Refuse test sets before the training, and not after it.
+
+    Args:
+        sets: folders of pictures to score on.
+        photos: trained on.
+        scale: of the network.
+
+    Raises:
+        ValueError: a picture cannot be scored (see `load_original`), or is trained on.
+    """
+    pictures = [path for folder in sets for path in find_photos(folder)]
+    trained_on = {path.resolve() for path in photos}
+    shared = [path for path in pictures if path.resolve() in trained_on]
+    if shared:
+        raise ValueError(
+            f"{len(shared)} pictures of the test sets are below --data too, {shared[0]} among "
+            "them: scores on what was trained on tell nothing"
+        )
+    for path in pictures:
+        load_original(path, scale=scale)
+
+
 @torch.inference_mode()
 def evaluate(
     upscale: Callable[[Tensor], Tensor],

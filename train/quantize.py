@@ -55,13 +55,12 @@ from engines.ov import runtime_form
 from engines.weights import Model
 from train.data import (
     PatchSampler,
-    check_apart,
     find_photos,
     find_sets,
     shrink_bicubic,
     to_frame,
 )
-from train.metrics import load_original, psnr, to_luma, to_picture
+from train.metrics import check_sets, load_original, psnr, to_luma, to_picture
 
 log = logging.getLogger("train")
 
@@ -339,9 +338,7 @@ def quantise(options: argparse.Namespace) -> Int8Form:
     model = load_model(options.model, texture=options.texture)
     sets = find_sets(options.eval)
     photos = find_photos(options.data)[:: options.every]
-    check_apart(photos, sets)
-    for picture in (picture for folder in sets for picture in find_photos(folder)):
-        load_original(picture, scale=model.scale)  # refused now, not after the training
+    check_sets(sets, photos=photos, scale=model.scale)
     torch.manual_seed(options.seed)
     teacher = runtime_form(model.net)
     sampler = PatchSampler(photos, crop=options.crop, scale=model.scale, seed=options.seed)

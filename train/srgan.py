@@ -48,7 +48,7 @@ from engines.weights import Model, load_model, save_weights
 from train.account import describe_command, describe_commit
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.config import CHOICES, RECIPES, SYSTEMS, TrainConfig, combine
-from train.data import Batch, PatchSampler, Prefetcher, check_apart, find_photos, find_sets
+from train.data import Batch, PatchSampler, Prefetcher, find_photos, find_sets
 from train.degrade import VideoSampler
 from train.discriminator import DISCRIMINATORS
 from train.losses import (
@@ -61,7 +61,7 @@ from train.losses import (
     pixel_loss,
     r1_penalty,
 )
-from train.metrics import Score, load_original, score
+from train.metrics import Score, check_sets, score
 from train.muon import Muon
 from train.parallel import World, join_world
 from train.perceptual import (
@@ -391,7 +391,7 @@ class Run:
             "torch": str(torch.__version__),
         }
 
-    def load_checkpoint(self, path: Path) -> Tensor:
+    def resume(self, path: Path) -> Tensor:
         """Go on where a checkpoint was taken; return the sampler's state.
 
         Raises:
@@ -564,18 +564,16 @@ def train(
             )
         sets = find_sets(paths.eval) if paths.eval is not None else []
         photos = find_photos(paths.data)
-        check_apart(photos, sets)
         files = find_feature_files(paths.features)
         start = load_model(paths.start) if paths.start else None
         run = Run(config, world, start=start, files=files, command=command)
         lpips = find_lpips(files, world.device) if sets else None
-        for picture in (picture for path in sets for picture in find_photos(path)):
-            load_original(picture, scale=run.scale)  # refused now, not at the first evaluation
+        check_sets(sets, photos=photos, scale=run.scale)
         sampler = make_sampler(config, photos, scale=run.scale)
         stack.callback(sampler.close)
         paths.out.mkdir(parents=True, exist_ok=True)
         if resume:
-            sampler.load_state(run.load_checkpoint(paths.checkpoint))
+            sampler.load_state(run.resume(paths.checkpoint))
         part, on_gpu = (world.rank, world.size), world.device.type == "cuda"
         batches = Prefetcher(sampler, config.batch, part=part, pinned=on_gpu)
         stack.callback(batches.close)

@@ -151,8 +151,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--pixel-format",
         metavar="NAME",
-        help="depth and chroma of the encoded clip, such as yuv420p, the most widely played, or "
-        "yuv420p10le (default: the encoder's nearest to the input's)",
+        help="depth and chroma of the encoded clip, such as yuv420p, for players that take no "
+        "other (default: the encoder's nearest to the input's)",
     )
     up.add_argument(
         "--deinterlace",

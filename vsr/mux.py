@@ -205,6 +205,8 @@ class Muxer:
     def _other_packets(self) -> Generator[av.Packet[Any], None, None]:
         """Yield the other streams' packets, of a span those from its first frame on."""
         reader, wanted = self._reader, self._others.wanted
+        texts = self._others.of_kind("subtitle")
+        lasting = texts | self._others.of_kind("data")
         begin: Fraction | float = -inf
         end: Fraction | float = inf
         near_seconds = None
@@ -213,15 +215,14 @@ class Muxer:
             if reader.span.start:
                 begin = self._first_pts * reader.info.time_base
                 # where times jump one cannot seek, and text may have begun long before
-                if not _has_own_clock(reader) and not wanted & self._others.lasting:
+                if not _has_own_clock(reader) and not wanted & lasting:
                     near_seconds = float(begin)
         with closing(other_packets(reader.info.path, wanted, near_seconds=near_seconds)) as packets:
             moved = map(self._others.kept_increasing, packets)
-            within = packets_within(moved, begin, end, lasting=self._others.lasting)
+            within = packets_within(moved, begin, end, lasting=lasting)
             if not _has_own_clock(reader):
                 yield from within
                 return
-            texts = self._others.texts
             for packet in within:  # text from before picture and sound would delay them
                 if packet.stream_index in texts:
                     yield from packets_within([packet], reader.begin_seconds, end, lasting=texts)

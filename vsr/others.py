@@ -53,16 +53,9 @@ class OtherStreams:
         """Indices of the input's streams whose packets the output takes."""
         return self._copies.keys() | self._converters.keys()
 
-    @property
-    def lasting(self) -> Set[int]:
-        """Indices of the input's streams of subtitles and data, whose packets last."""
-        kinds = ("subtitle", "data")
+    def of_kind(self, *kinds: str) -> Set[int]:
+        """Return the indices of the input's streams of some of FFmpeg's kinds."""
         return {stream.index for stream in self._source.streams if stream.type in kinds}
-
-    @property
-    def texts(self) -> Set[int]:
-        """Indices of the input's streams of subtitles."""
-        return {stream.index for stream in self._source.streams if stream.type == "subtitle"}
 
     @property
     def ways(self) -> tuple[Way, ...]:
