@@ -139,3 +139,18 @@ def test_what_an_iterable_waits_for_is_ended_before_its_thread_is():
     wanted.clear()
     assert list(in_thread([1, 2], depth=1, name="maker", wake=wanted.set)) == [1, 2]
     assert not wanted.is_set()
+
+
+def test_an_iterable_that_has_failed_is_not_woken():
+    """Waking cancels what an engine has begun, whose end would come before the true reason."""
+
+    def failing():
+        yield 1
+        raise OSError("broken")
+
+    woken = threading.Event()
+    items = in_thread(failing(), depth=1, name="maker", wake=woken.set)
+    assert next(items) == 1
+    with pytest.raises(OSError, match="broken"):
+        next(items)
+    assert not woken.is_set()

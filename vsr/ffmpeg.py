@@ -59,6 +59,24 @@ def reason(error: Exception) -> str:
     return f"{text} ({' '.join(str(last[2]).split())})" if last else text
 
 
+def is_refusal(error: Exception) -> bool:
+    """Tell whether a muxer complains of a packet, which is damaged, and not of the disk."""
+    return isinstance(error, (FFmpegError, ValueError)) and not isinstance(error, OSError)
+
+
+def packets_of(container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:
+    """Yield all packets of an opened file or stream, in its order, then one without data a stream.
+
+    Where a stream begins in the middle, as in MPEG-TS, PyAV (up to 18.1 at least) forgets it at the
+    end and fails: here that is an end like any other.
+
+    Raises:
+        FFmpegError: it breaks off.
+    """
+    with suppress(IndexError):
+        yield from container.demux()
+
+
 def other_packets(
     path: Path | Address, wanted: Set[int], *, near_seconds: float | None = None
 ) -> Generator[av.Packet[Any], None, None]:
@@ -80,8 +98,7 @@ def other_packets(
             with suppress(FFmpegError):  # then from the beginning
                 if target > (container.start_time or 0):
                     container.seek(target)
-        packets = container.demux()
         with suppress(FFmpegError):
-            for packet in packets:
+            for packet in packets_of(container):
                 if packet.size and packet.stream_index in wanted:
                     yield packet

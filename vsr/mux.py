@@ -14,12 +14,12 @@ from typing import Any, cast
 import av
 import av.logging
 from av.codec.context import Flags
-from av.error import FFmpegError, InvalidDataError
+from av.error import FFmpegError
 from av.format import Flags as Format
 
 from engines.errors import MediaError
 from vsr.encode import PictureEncoding
-from vsr.ffmpeg import file_url, log_lines, other_packets, reason
+from vsr.ffmpeg import file_url, is_refusal, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
 from vsr.span import chapters_within, packets_within
@@ -276,7 +276,9 @@ class Muxer:
         for taken in self._others.converted(packet):
             try:
                 self._container.mux(self._shifted(taken))
-            except (InvalidDataError, ValueError) as error:  # it is damaged, the disk is not full
+            except (FFmpegError, ValueError) as error:
+                if not is_refusal(error):
+                    raise
                 self._others.count_refused(index, reason(error))
 
 

@@ -25,7 +25,7 @@ from engines.errors import MediaError
 from vsr.config import Progress, UpscaleConfig
 from vsr.connection import Stopped
 from vsr.encode import EncoderSettings, PictureEncoding
-from vsr.ffmpeg import file_url, log_lines, reason
+from vsr.ffmpeg import file_url, is_refusal, log_lines, reason
 from vsr.journal import sync_folder
 from vsr.live import LiveStream
 from vsr.mux import EXACT_SUFFIXES
@@ -52,6 +52,7 @@ class Recording:
 
     Attributes:
         frames: number of frames written.
+        sound_refused: number of packets of sound that were too damaged for the container.
 
     Raises:
         MediaError: the container does not hold live streams, or the encoder does not open or fit.
@@ -64,7 +65,7 @@ class Recording:
             raise MediaError(
                 f"a live stream is recorded as {', '.join(sorted(EXACT_SUFFIXES))}, got {path}"
             )
-        self.frames = 0
+        self.frames = self.sound_refused = 0
         self._path, self._overwrite, self._encoding = path, overwrite, encoding
         self._closed = False
         options = {"flush_packets": "1"}
@@ -174,7 +175,13 @@ class Recording:
             packet.pts = dts if packet.pts is None else packet.pts + dts - packet.dts
             packet.dts = dts
             packet.stream = copy
-            self._container.mux(packet)
+            try:
+                self._container.mux(packet)
+            except (FFmpegError, ValueError) as error:
+                if not is_refusal(error):
+                    raise
+                self.sound_refused += 1
+                log.debug("%s: a packet of sound: %s", self._path, reason(error))
 
 
 def record_frames(
@@ -231,4 +238,6 @@ def record_frames(
         )
     if live.sound_lost:
         log.warning("%d packets of sound were lost", live.sound_lost)
+    if recording.sound_refused:
+        log.warning("%d packets of sound were damaged and left out", recording.sound_refused)
     return recording.frames, reused

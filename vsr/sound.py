@@ -84,6 +84,8 @@ class SoundConverter:
     def __init__(self, container: Any, source: Any, encoder: str) -> None:
         codec = av.Codec(encoder, "w")
         context = source.codec_context
+        if context.format is None or not context.sample_rate:  # it begins later than FFmpeg looks
+            raise ValueError("its kind of samples is unknown")
         self._layout = known_layout(source)
         self._rate = _nearest_rate(context.sample_rate, codec.audio_rates)
         self._format = _nearest_format(context.format, codec.audio_formats)

@@ -94,8 +94,8 @@ def in_thread(
         depth: length of the queue, at least 1.
         name: of the thread, for debuggers and logs.
         meter: told what the iterable costs and how many of its items wait.
-        wake: called where this generator ends before the iterable does, or fails, before the thread
-            is waited for: ends what the iterable may itself be waiting for.
+        wake: called where this generator ends before the iterable does, before the thread is waited
+            for: ends what the iterable may itself be waiting for.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
@@ -128,6 +128,7 @@ def _in_thread(
 
     thread = threading.Thread(target=produce, name=name, daemon=True)
     thread.start()
+    item: object = None
     try:
         while True:
             with waiting():
@@ -139,7 +140,8 @@ def _in_thread(
             yield item  # type: ignore[misc]
     except BaseException:
         closed.set()
-        wake()
+        if not isinstance(item, _Raised):  # after which nothing waits, and what is begun may end
+            wake()
         raise
     finally:
         closed.set()

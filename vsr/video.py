@@ -27,7 +27,7 @@ from engines.errors import MediaError
 from vsr.address import Address
 from vsr.clip import describe
 from vsr.deinterlace import deinterlaced
-from vsr.ffmpeg import file_url, reason
+from vsr.ffmpeg import file_url, packets_of, reason
 from vsr.fingerprint import fingerprint
 from vsr.hardware import (
     HardwareUnavailable,
@@ -431,7 +431,7 @@ class Reader:
             raise MediaError(f"{self._path} is a TIFF compressed as JPEG, which cannot be decoded")
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        packets = self.container.demux()
+        packets = packets_of(self.container)
         while True:
             try:
                 packet = next(packets, None)
