@@ -66,6 +66,7 @@ class TrainConfig:
         1, "random places, of which the one with most detail is taken; not of degraded clips"
     )
     half_size: bool = option(False, "draw from the photos at half their size too")
+    recolour: float = option(0.0, "share of the patches that get colours photographs do not have")
     degradation: DegradationName = option("bicubic", "how the input is made; video: half the time")
     # --- the rest ---
     ema: float = option(0.0, "decay of the averaged weights, a step; 0 turns averaging off")
@@ -91,8 +92,9 @@ class TrainConfig:
         for name in ("learning_rate", "gan_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.luma_weight <= 1:
-            raise ValueError(f"luma_weight must be in [0, 1], got {self.luma_weight}")
+        for name in ("luma_weight", "recolour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from train.recolour import Recolouring
+
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
@@ -111,6 +113,7 @@ class PatchSampler:
             photo is smooth, and teaches little.
         half_size: hold each photo at half its size too, if a crop still fits: denser detail, and
             fainter traces of its camera and its JPEG. Memory: a quarter more.
+        recolour: share of the patches that get other colours (see `train.recolour`).
         seed: of the random draws; `state` and `load_state` carry them over a restart.
 
     Raises:
@@ -126,11 +129,13 @@ class PatchSampler:
         seed: int,
         candidates: int = 1,
         half_size: bool = False,
+        recolour: float = 0.0,
     ) -> None:
         if crop < scale or crop % scale:
             raise ValueError(f"crop must be a multiple of the scale {scale}, got {crop}")
         self.lr_crop = crop // scale
         self.candidates = candidates
+        self.recolour = recolour
         self.scale = scale
         load = partial(self._load, half_size=half_size)
         with ThreadPoolExecutor() as pool:
@@ -198,10 +203,11 @@ class PatchSampler:
         places = [self._draw_place() for _ in range(self.candidates)]
         (hr, lr), top, left = max(places, key=self._detail) if places[1:] else places[0]
         side, scale = self.lr_crop, self.scale
-        return (
-            lr[:, top : top + side, left : left + side],
-            hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale],
-        )
+        hr = hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+        if self.recolour and self._draw(1 << 30) < self.recolour * (1 << 30):
+            hr = Recolouring.draw(np.random.default_rng(self._draw(1 << 30)))(hr)
+            return self._pair(hr.permute(1, 2, 0).numpy())[::-1]
+        return lr[:, top : top + side, left : left + side], hr
 
     def _draw_place(self) -> tuple[tuple[Tensor, Tensor], int, int]:
         """Draw a pair of photos, and the top left corner of a patch on its low-resolution grid."""

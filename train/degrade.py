@@ -26,6 +26,7 @@ from torch import Tensor
 
 from engines.x264 import repeatable_options
 from train.data import PatchSampler
+from train.recolour import Recolouring
 
 FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
@@ -74,6 +75,8 @@ class DegradedClip:
     """(top, left) of the window in the photo for each frame, pixels"""
     frames: list[Tensor]
     """(3, h, w) uint8 RGB each"""
+    recolouring: Recolouring | None = None
+    """of the photo, before it was degraded"""
 
 
 def pan(random: Generator, *, room: tuple[int, int], frames: int) -> list[tuple[int, int]]:
@@ -247,17 +250,21 @@ class VideoSampler(PatchSampler):
     def _make(self, number: int) -> DegradedClip:
         random = np.random.default_rng((self._seed, number))
         index = int(random.integers(len(self.pairs)))
-        photo = self.pairs[index][0].permute(1, 2, 0).numpy()
+        photo, recolouring = self.pairs[index][0], None
+        if self.recolour and random.random() < self.recolour:
+            recolouring = Recolouring.draw(random)
+            photo = recolouring(photo)
         step = 2 * self.scale
         crop = -(-self.lr_crop * self.scale // step) * step
-        room = min(*photo.shape[:2], MOST_WINDOW + 32) - 32
+        room = min(*photo.shape[1:], MOST_WINDOW + 32) - 32
         window = max(crop, room - room % step)
-        if window > min(photo.shape[:2]):  # a photo of just one crop: no room for an even window
+        if window > min(photo.shape[1:]):  # a photo of just one crop: no room for an even window
             small = self.pairs[index][1]
             return DegradedClip(index, [(0, 0)], [small])
-        places, frames = degrade(photo, random, window=window, scale=self.scale)
+        levels = photo.permute(1, 2, 0).numpy()
+        places, frames = degrade(levels, random, window=window, scale=self.scale)
         tensors = [torch.from_numpy(frame.copy()).permute(2, 0, 1) for frame in frames]
-        return DegradedClip(index, places, tensors)
+        return DegradedClip(index, places, tensors, recolouring)
 
     def batch(self, size: int, *, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         """Draw a batch (see `PatchSampler.batch`)."""
@@ -277,10 +284,10 @@ class VideoSampler(PatchSampler):
         y, x = (self._draw(side - self.lr_crop + 1) for side in lr.shape[1:])
         side = self.lr_crop * self.scale
         top, left = top + y * self.scale, left + x * self.scale
-        return (
-            lr[:, y : y + self.lr_crop, x : x + self.lr_crop],
-            hr[:, top : top + side, left : left + side],
-        )
+        hr = hr[:, top : top + side, left : left + side]
+        if clip.recolouring is not None:
+            hr = clip.recolouring(hr)
+        return lr[:, y : y + self.lr_crop, x : x + self.lr_crop], hr
 
     def state(self) -> Tensor:
         """State of the random draws and of the pool, for a checkpoint."""

@@ -695,6 +695,7 @@ def make_sampler(config: TrainConfig, photos: list[Path], *, scale: int) -> Patc
         seed=config.seed,
         candidates=config.candidates,
         half_size=config.half_size,
+        recolour=config.recolour,
     )
     log.info("%d photos, %.0f MB in memory", sampler.photos, sampler.held_bytes / 1e6)
     return sampler
