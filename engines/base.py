@@ -129,20 +129,6 @@ class Engine(ABC):
         """
         return None
 
-    def prepare(self, shape: tuple[int, int, int]) -> None:  # noqa: B027
-        """Do now what the first call with frames of (N, H, W) would have to do first.
-
-        May take minutes; `cancel`, from another thread, ends it.
-
-        Raises:
-            As a call.
-        """
-
-    def takes_long(self, shape: tuple[int, int, int]) -> bool:
-        """Tell whether `prepare` has more to do than to load what is on the disk."""
-        del shape
-        return False
-
     def frame_begins(self, number: int) -> None:  # noqa: B027
         """Take note that what is computed from now on belongs to a frame of the job.
 
@@ -172,6 +158,24 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, frames: Tensor) -> Tensor:
         """Run the network on checked frames; the result is fresh, and in [0, 1] if `clamps`."""
+
+
+class CompiledEngine(Engine):
+    """An engine that is compiled for a shape of frames, which may take minutes, and kept."""
+
+    @abstractmethod
+    def prepare(self, shape: tuple[int, int, int]) -> None:
+        """Do now what the first call with frames of (N, H, W) would have to do first.
+
+        `cancel`, from another thread, ends it.
+
+        Raises:
+            As a call.
+        """
+
+    @abstractmethod
+    def takes_long(self, shape: tuple[int, int, int]) -> bool:
+        """Tell whether `prepare` has more to do than to load what is on the disk."""
 
 
 def choose_precision(

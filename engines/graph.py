@@ -7,6 +7,8 @@ tests run it on a simulated device.
 from __future__ import annotations
 
 import logging
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
@@ -19,6 +21,21 @@ log = logging.getLogger(__name__)
 
 _WARM_UP_RUNS = 3
 _CAPTURING = Lock()  # PyTorch captures one graph at a time
+_TAKING = Lock()
+_free: defaultdict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+
+
+def own_stream(owner: object, device: torch.device) -> torch.cuda.Stream:
+    """Return a stream that nobody else has as long as `owner` lives.
+
+    PyTorch deals out the same 32 of a GPU over and over, and what somebody else does in a stream
+    that is captured would become part of the graph.
+    """
+    free = _free[device]
+    with _TAKING:
+        stream = free.pop() if free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    weakref.finalize(owner, free.append, stream).atexit = False
+    return stream
 
 
 class GraphedRun:
@@ -35,7 +52,7 @@ class GraphedRun:
 
     def __init__(self, static: Tensor, launch: Callable[[torch.cuda.Stream], Tensor]) -> None:
         self._input, self._launch = static, launch
-        self._stream = torch.cuda.Stream(static.device)  # type: ignore[no-untyped-call]
+        self._stream = own_stream(self, static.device)
         self._stream.wait_stream(torch.cuda.current_stream(static.device))
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP_RUNS):  # what is allocated or chosen late is now

@@ -117,7 +117,7 @@ def read_forms(path: Path) -> list[Int8Form]:
             raise ValueError(f"format {metadata.get('format')!r}, expected {FORMAT!r}")
         forms = json.loads(metadata["forms"])
         return [_unpacked(tensors, texture, form) for texture, form in forms.items()]
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not a file of int8 weights, or damaged: {error}") from error
 
 

@@ -28,13 +28,13 @@ from engines.int8 import (
     with_int8_weights,
 )
 from engines.networks import Network
+from engines.shapes import KEPT_SHAPES
 from engines.signal_stack import own_signal_stack
 from engines.weights import Model
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """of the CPU; without either bf16 is no faster than float32"""
 
-_KEPT_SHAPES = 2  # whole frames and their tiles
 _MOST_LANES = 4  # each takes memory for a frame
 _Key = tuple[Finish | None, tuple[int, ...], int]
 _DTYPES = {"f32": torch.float32, "u8": torch.uint8}
@@ -151,7 +151,7 @@ class OpenVINOEngine(Engine):
             # where lanes were given up for want of memory, theirs is free again
             self._compiled = {had: it for had, it in self._compiled.items() if had[2] <= self.lanes}
             if key not in self._compiled:
-                if len(self._compiled) == _KEPT_SHAPES:
+                if len(self._compiled) == KEPT_SHAPES:
                     self._compiled.pop(next(iter(self._compiled)))
                 self._compiled[key] = self._compile(*key)
             self._last = self._compiled[key] = self._compiled.pop(key)  # the latest is the last

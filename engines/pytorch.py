@@ -15,15 +15,16 @@ from torch import Tensor
 
 from engines.base import Engine, Precision, choose_precision
 from engines.graph import GraphedRun
+from engines.shapes import LastShapes
 from engines.weights import Model
 
 
 class PyTorchEngine(Engine):
     """The network as PyTorch runs it, in channels_last.
 
-    On an NVIDIA GPU in float16, or float32 without TF32, as one CUDA graph for the last size of
-    frames; it takes cuDNN's repeatable algorithms, so that a job that is resumed ends in the same
-    bits. On the CPU in float32.
+    On an NVIDIA GPU in float16, or float32 without TF32, as a CUDA graph for each of the last two
+    sizes of frames; it takes cuDNN's repeatable algorithms, so that a job that is resumed ends in
+    the same bits. On the CPU in float32.
 
     Args:
         model: the weights.
@@ -61,31 +62,28 @@ class PyTorchEngine(Engine):
         self._net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled:
             self._net = torch.compile(self._net, dynamic=False)
-        self._graphed: tuple[torch.Size, GraphedRun] | None = None
+        self._graphs = LastShapes(GraphedRun.wait)
 
     @torch.no_grad()
     def _run(self, frames: Tensor) -> Tensor:
         if self._on_gpu:
-            return self._graph_for(frames)(frames)
+            return self._graphs.get(frames.shape, lambda: self._graphed(frames))(frames)
         result: Tensor = self._net(frames.contiguous(memory_format=torch.channels_last))
         return result.contiguous()
 
-    def _graph_for(self, frames: Tensor) -> GraphedRun:
-        if self._graphed is None or self._graphed[0] != frames.shape:
-            self._graphed = None  # gives its memory back before the next one takes its own
-            static = torch.zeros_like(frames, memory_format=torch.channels_last)
+    def _graphed(self, frames: Tensor) -> GraphedRun:
+        static = torch.zeros_like(frames, memory_format=torch.channels_last)
 
-            def launch(_: torch.cuda.Stream) -> Tensor:
-                with exact_convolutions():
-                    result: Tensor = self._net(static)
-                return result
+        def launch(_: torch.cuda.Stream) -> Tensor:
+            with exact_convolutions():
+                result: Tensor = self._net(static)
+            return result
 
-            self._graphed = frames.shape, GraphedRun(static, launch)
-        return self._graphed[1]
+        return GraphedRun(static, launch)
 
     def close(self) -> None:
-        """Give back the graph and its memory on the GPU."""
-        self._graphed = None
+        """Give back the graphs and their memory on the GPU."""
+        self._graphs.clear()
 
 
 @contextmanager

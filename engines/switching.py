@@ -7,7 +7,7 @@ from threading import Thread
 
 from torch import Tensor
 
-from engines.base import Engine
+from engines.base import CompiledEngine, Engine
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SwitchingEngine(Engine):
         ValueError: the engines do not fit together.
     """
 
-    def __init__(self, now: Engine, later: Engine, *, every: int) -> None:
+    def __init__(self, now: Engine, later: CompiledEngine, *, every: int) -> None:
         if now.device.type != later.device.type or now.scale != later.scale:
             raise ValueError(f"{later.description} cannot take over from {now.description}")
         if every < 1:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from engines.algebra import Rewrites
-from engines.base import Building, Engine, Precision, choose_precision
+from engines.base import Building, CompiledEngine, Precision, choose_precision
 from engines.cache import EngineCache, Shape
 from engines.compiler import Compiler, Exporter, Floats
 from engines.errors import BackendUnavailable, EngineBuildError
 from engines.parity import check_parity
+from engines.shapes import LastShapes
 from engines.trt_build import BuildOptions
 from engines.trt_session import Session
 from engines.weights import Model
@@ -27,11 +28,11 @@ from engines.weights import Model
 log = logging.getLogger(__name__)
 
 
-class TensorRTEngine(Engine):
+class TensorRTEngine(CompiledEngine):
     """The network compiled by TensorRT for this machine's GPU.
 
-    A size other than the last one costs loading its engine, and where the cache does not hold it
-    yet, an export and a build. What is built must pass the gate of `engines.parity`.
+    A size that is not among the last two costs loading its engine, and where the cache does not
+    hold it yet, an export and a build. What is built must pass the gate of `engines.parity`.
 
     Args:
         model: the weights.
@@ -84,7 +85,7 @@ class TensorRTEngine(Engine):
             )
         super().__init__(model, device=_device(), dtype=self.compiler.dtype, precision=chosen)
         self._contexts, self._building = contexts, building
-        self._session: Session | None = None
+        self._sessions = LastShapes(Session.close)
         self._cancelled = Event()
 
     @property
@@ -95,7 +96,8 @@ class TensorRTEngine(Engine):
 
     def takes_long(self, shape: Shape) -> bool:
         """Tell whether the engine for frames of (N, H, W) must be built."""
-        return not self.compiler.has(self._part(shape)[0])
+        with torch.cuda.device(self.device):
+            return not self.compiler.has(self._part(shape)[0])
 
     def prepare(self, shape: Shape) -> None:
         """Load the engine for frames of (N, H, W), or build it."""
@@ -107,19 +109,15 @@ class TensorRTEngine(Engine):
 
     def close(self) -> None:
         """Give back the engine and its memory on the GPU."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self._sessions.clear()
 
     def _run(self, frames: Tensor) -> Tensor:
         count, _, height, width = frames.shape
         return self._ready((count, height, width)).run(frames)
 
     def _ready(self, shape: Shape) -> Session:
-        if self._session is None or self._session.shape != shape:
-            self.close()  # gives its memory back before the next one takes its own
-            self._session = self._load(shape)
-        return self._session
+        with torch.cuda.device(self.device):  # which of several is the thread's own
+            return self._sessions.get(shape, lambda: self._load(shape))
 
     def _part(self, shape: Shape) -> tuple[Shape, int]:
         """Return what one context takes of frames of (N, H, W), and how many contexts there are."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from engines.cache import Shape
 from engines.compiler import this_gpu
 from engines.errors import BackendUnavailable, OutOfMemory
-from engines.graph import GraphedRun
+from engines.graph import GraphedRun, own_stream
 from engines.trt_build import TensorRT
 
 
@@ -49,6 +49,10 @@ class Session:
         self._runtime = library.module.Runtime(library.logger)  # must outlive its engines
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
+            if "memory" in str(library.last_error).lower():
+                raise OutOfMemory(
+                    f"no GPU memory left for the engine of {shape}: {library.last_error}"
+                )
             gpu, capability, _ = this_gpu()
             raise BackendUnavailable(
                 f"{library.flavour} {library.version} cannot load its engine on {gpu} (compute "
@@ -61,10 +65,7 @@ class Session:
                 _graphed(library, self._engine, names, shapes, dtype, device)
                 for _ in range(contexts)
             ]
-            self._streams = [
-                torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-                for _ in range(contexts)
-            ]
+            self._streams = [own_stream(self, device) for _ in range(contexts)]
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"no GPU memory left for frames of {shape}") from error
 

@@ -80,6 +80,8 @@ def build_engine(
         )
     except Exception as error:  # exporter and converters wrap what went wrong in kinds of their own
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        if isinstance(error, UnboundLocalError):  # it goes on after what it has only logged
+            reason = f"its log says why, by the logger of torch_tensorrt ({reason})"
         raise EngineBuildError(f"torch_tensorrt cannot compile the network: {reason}") from error
     return bytes(data)
 

@@ -9,7 +9,7 @@ its stream and all that it waits for are that far, and the device's `end` is whe
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engines import graph
 from vsr.transfer import Accelerator
 
 POISON = 0xAB
@@ -255,6 +256,8 @@ class CapturedNet(torch.nn.Module):
 def simulate_cuda(monkeypatch) -> GpuStream:
     """Let PyTorch believe in a GPU; return its current stream."""
     caller = GpuStream()
+    monkeypatch.setattr(graph, "_free", defaultdict(list))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Stream", GpuStream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: caller)

@@ -489,3 +489,28 @@ def test_no_flag_is_taken_for_a_longer_one(flag, plain_clip, capsys):
         main(["upscale", str(plain_clip), flag])
     assert ended.value.code == 2
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_refused_at_once(tmp_path, tiny_weights, capsys):
+    os.mkfifo(tmp_path / "p.y4m")
+    code, line = failure(capsys, "upscale", tmp_path / "p.y4m", "--weights", tiny_weights)
+    assert code == 1
+    assert line.endswith("is no regular file: what comes through a pipe is read from -")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its names are text")
+def test_a_name_that_standard_output_cannot_write_is_no_failure(tmp_path, tiny_weights):
+    clip = write_clip(tmp_path / "a.mp4").rename(tmp_path / "字幕.mp4")
+    command = [sys.executable, "-m", "vsr", "upscale", clip, "--weights", tiny_weights]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u5b57\\u5e55_x2.mp4: 10 frames" in done.stdout
+
+
+def test_a_quality_out_of_the_range_of_an_encoder_by_another_name(plain_clip, capsys):
+    code, line = failure(capsys, "upscale", plain_clip, "--encoder", "h264", "--crf", 60)
+    assert code == 2
+    assert line.endswith("crf of libx264 must be 0 to 51, got 60")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -11,11 +12,13 @@ from devices import CapturedNet, Graph, simulate_cuda
 
 from engines import BACKENDS, create_engine, load_model, pytorch
 from engines.base import choose_precision
-from engines.errors import BackendUnavailable, UnsupportedShape
+from engines.errors import BackendUnavailable, OutOfMemory, UnsupportedShape
+from engines.graph import own_stream
 from engines.int8 import cpu_flags
 from engines.networks import build_network, fold
 from engines.ov import BF16_FLAGS
 from engines.pytorch import PyTorchEngine
+from engines.shapes import LastShapes
 from engines.weights import Model
 
 SMALL = {
@@ -215,8 +218,8 @@ def test_a_gpu_runs_one_graph_a_size(on_gpu, model, precision, dtype):
         torch.testing.assert_close(
             result.float(), expected, atol=TOLERANCE[engine.precision], rtol=0
         )
-    stream = engine._graphed[1]._stream
-    assert stream.waited_for == [engine.caller] * 2  # to be captured, and to run
+    stream = engine._graphs.newest._stream
+    assert stream.waited_for == [engine.caller] * 4  # to be captured once, and to run
     assert engine.caller.waited_for[-1] is stream
     engine.close()
 
@@ -364,3 +367,38 @@ def test_a_signal_still_finds_its_stack_after_an_engine_has_gone(tmp_path):
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "heard\n")
+
+
+@pytest.mark.parametrize("kind", [OutOfMemory, torch.OutOfMemoryError])
+def test_what_was_made_for_the_last_two_shapes_is_kept(kind):
+    made, closed = [], []
+
+    def make(shape, *, room=3):
+        if len(made) - len(closed) >= room:
+            raise kind("full")
+        made.append(shape)
+        return shape
+
+    kept = LastShapes(closed.append)
+    for shape in [(1,), (2,), (1,), (2,)]:
+        assert kept.get(shape, lambda shape=shape: make(shape)) == kept.newest == shape
+    assert (made, closed) == ([(1,), (2,)], [])
+    kept.get((3,), lambda: make((3,)))
+    assert closed == [(1,)]
+    kept.get((4,), lambda: make((4,), room=1))  # only alone does it fit
+    assert closed == [(1,), (2,), (3,)]
+    with pytest.raises(kind):
+        kept.get((5,), lambda: make((5,), room=0))
+    assert len(closed) == len(made) == 4
+
+
+def test_a_stream_is_nobody_elses_while_its_owner_lives(on_gpu):
+    class Owner:
+        pass
+
+    one, other, device = Owner(), Owner(), torch.device("cpu")
+    first = own_stream(one, device)
+    assert own_stream(other, device) is not first
+    del one
+    gc.collect()
+    assert own_stream(other, device) is first

@@ -322,7 +322,7 @@ def test_the_command_line_names_the_decoder(tmp_path):
 
 
 def test_a_job_is_another_one_with_another_decoder(plain_clip, tiny_weights):
-    engine = SimpleNamespace(backend="pytorch", precision="fp32")
+    engine = SimpleNamespace(backend="pytorch", precision="fp32", device=torch.device("cpu"))
     model = load_model(tiny_weights)
 
     def key(asked, used):

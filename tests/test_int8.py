@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from engines import create_engine, int8, load_model
 from engines.errors import BackendUnavailable, EngineBuildError, WeightsError
 from engines.int8 import (
+    FORMAT,
     INT8_FLAGS,
     LARGEST_LOSS_DB,
     LEAST_LEVELS,
@@ -285,6 +287,11 @@ def test_a_damaged_file_is_named(model):
     model.int8_path.write_bytes(model.int8_path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=r"tiny\.int8\.safetensors is not a file of int8"):
         create_engine(model, backend="openvino")
+    for forms in ("[1]", '{"0": "none"}'):
+        metadata = {"format": FORMAT, "forms": forms}
+        save_file({"x": torch.zeros(1)}, model.int8_path, metadata=metadata)
+        with pytest.raises(WeightsError, match=r"tiny\.int8\.safetensors is not a file of int8"):
+            read_forms(model.int8_path)
 
 
 def test_a_form_of_another_network_is_refused(model):

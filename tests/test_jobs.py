@@ -79,6 +79,27 @@ def test_outputs_beside_their_inputs_are_not_upscaled_again(folder, tiny_weights
     assert names_in(folder) == names
 
 
+def test_an_output_among_the_named_inputs_is_left_out_and_said(tmp_path, tiny_weights, capsys):
+    """As `vsr upscale *.mp4` names it the second time."""
+    clip = write_clip(tmp_path / "a.mp4")
+    upscale(capsys, clip, "--weights", tiny_weights)
+    output = tmp_path / "a_x2.mp4"
+    before = output.read_bytes()
+    code, _, err = upscale(capsys, clip, output, "--weights", tiny_weights, "--overwrite")
+    assert code == 0
+    assert names_in(tmp_path) == ["a.mp4", "a_x2.mp4"]
+    assert output.read_bytes() == before
+    assert "a_x2.mp4 is left out: by its name it is the output of another input" in err[0]
+    assert upscale(capsys, output, "--weights", tiny_weights)[0] == 0  # alone it is meant
+
+
+def test_what_a_killed_run_has_left_is_no_input(tmp_path, tiny_weights, capsys):
+    write_clip(tmp_path / "a.mp4")
+    (tmp_path / "b.0a1b2c.partial.mp4").write_bytes(b"half")
+    code, lines, _ = upscale(capsys, tmp_path, "--weights", tiny_weights)
+    assert (code, lines[-1]) == (0, "1 inputs: 1 done, 0 skipped, 0 failed")
+
+
 def test_inputs_that_would_share_an_output_are_not_mixed_up(tmp_path, tiny_weights, capsys):
     write_clip(tmp_path / "a.mp4")
     write_clip(tmp_path / "a.avi", codec="mpeg4")

@@ -16,7 +16,7 @@ from conftest import write_clip
 
 import engines
 from engines import Building, EngineBuildError, load_model
-from engines.base import Engine
+from engines.base import CompiledEngine, Engine
 from engines.pytorch import PyTorchEngine
 from vsr import kept_engine, segments
 from vsr.cli import main
@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 20
 SIZE = (38, 50)
 
 
-class Counting(PyTorchEngine):
+class Counting(PyTorchEngine, CompiledEngine):
     """Counts what is made and closed, and builds when told so."""
 
     made: list[Counting]

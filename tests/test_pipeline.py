@@ -32,7 +32,7 @@ from vsr.choices import needs_float32
 from vsr.config import UpscaleConfig
 from vsr.convert import PlaneLayout
 from vsr.job_key import job_key
-from vsr.output import default_output
+from vsr.output import default_output, output_size
 from vsr.pixels import read_layout
 from vsr.segments import SegmentedWriter
 from vsr.video import Reader
@@ -359,7 +359,9 @@ def test_another_openvino_or_int8_form_is_another_job(plain_clip, tmp_path, monk
     config = UpscaleConfig(source=plain_clip)
 
     def key(precision):
-        engine = SimpleNamespace(backend="openvino", precision=precision)
+        engine = SimpleNamespace(
+            backend="openvino", precision=precision, device=torch.device("cpu")
+        )
         return job_key(config, model, engine, (76, 100), decoder="cpu")
 
     model.int8_path.write_bytes(b"a form")
@@ -481,3 +483,15 @@ def test_deep_samples_are_computed_in_float32_unless_told(tmp_path, tiny_weights
     if cpu_flags() & BF16_FLAGS and not torch.cuda.is_available():
         made = vsr.upscale(source, model=tiny_weights, backend="openvino", precision="bf16")
         assert made.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("chroma_step", "scale", "expected"),
+    [((2, 2), 3, (74, 98)), ((1, 1), 3, (75, 99)), ((1, 2), 3, (75, 98)), ((2, 2), 4, (100, 132))],
+)
+def test_an_odd_factor_makes_no_size_that_chroma_cannot_have(chroma_step, scale, expected):
+    info = SimpleNamespace(
+        size=(25, 33), is_still=False, layout=PlaneLayout(chroma_step=chroma_step)
+    )
+    assert output_size(UpscaleConfig(source=Path("a.mp4")), info, scale) == expected
+    assert output_size(UpscaleConfig(source=Path("a.mp4"), scale=scale), info, scale) == expected

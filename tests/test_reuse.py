@@ -219,3 +219,9 @@ def test_all_windows_compared_at_once_are_those_compared_one_by_one():
         expected = engines.tiles._differ(new, old, 0.0)
         assert engines.tiles._differ(new, old, 1e-9) == expected  # the other way
         assert any(expected) == (place is not None)
+
+
+def test_planes_on_another_device_are_no_repetition():
+    frames = [torch.zeros(2, 2), torch.zeros(2, 2, device="meta"), torch.zeros(2, 2)]
+    timed = (Timed([plane], number, 1) for number, plane in enumerate(frames))
+    assert [frame.value is None for frame in stages.without_repeats(timed)] == [False] * 3

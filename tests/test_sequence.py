@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from test_still import SRGB, read_picture, write_picture
 import vsr
 from engines.errors import MediaError
 from vsr import frames
+from vsr.arguments import parser
 from vsr.cli import main
+from vsr.config import UpscaleConfig
 from vsr.output import OutputExists
 from vsr.pattern import Pattern, gaps, pattern_in
 from vsr.sequence import SequenceReader
@@ -315,6 +318,39 @@ def test_wherever_a_run_dies_the_next_one_ends_in_the_same_pictures(
     assert resumed == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_run_that_dies_while_it_tidies_up_leaves_nothing_for_ever(
+    step, tmp_path, tiny_weights, monkeypatch
+):
+    source = write_sequence(tmp_path / "in", range(1, 4))
+    output = tmp_path / "out" / "%04d.png"
+    steps = 0
+
+    def dying(function):
+        def call(path, *arguments, **named):
+            nonlocal steps
+            steps += path.name in ("lock", "frames.jsonl", "%04d.png.partial")
+            if steps == step:
+                raise Killed
+            return function(path, *arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        patch.setattr(Path, "rmdir", dying(Path.rmdir))
+        patch.setattr(frames.FrameWriter, "abort", lambda self: self._lock.close())
+        with pytest.raises(Killed):
+            upscale(source, output, tiny_weights)
+    with suppress(OutputExists):
+        upscale(source, output, tiny_weights)
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
+        "0001.png",
+        "0002.png",
+        "0003.png",
+    ]
+
+
 def interrupted(source: Path, output: Path, weights: Path, monkeypatch, **more: object) -> None:
     with monkeypatch.context() as patch:
         done = frames.FrameWriter.write
@@ -427,3 +463,27 @@ def test_a_clip_or_picture_called_like_a_pattern_makes_one_of_its_kind(
     with av.open(str(folder / "100%done_x2.mkv")) as container:
         assert {stream.type for stream in container.streams} == {"video", "audio"}
         assert sum(1 for _ in container.decode(video=0)) == 10
+
+
+def test_another_picture_of_the_same_size_and_time_is_noticed_and_a_copy_is_not(tmp_path):
+    one, other = (write_sequence(tmp_path / name, range(1, 3)) for name in "ab")
+    with SequenceReader(one) as a, SequenceReader(other) as b:
+        assert a.stamp() == b.stamp()
+        path = tmp_path / "b" / "0002.png"
+        found, data = path.stat(), bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        assert a.stamp() != b.stamp()
+
+
+def test_rates_as_tools_print_them_are_televisions(capsys):
+    rates = {
+        "23.976": Fraction(24000, 1001), "29.97002997": Fraction(30000, 1001), "25": 25,
+        "23.976023976": Fraction(24000, 1001), "24.0": 24, "12.5": Fraction(25, 2),
+    }  # fmt: skip
+    for text, rate in rates.items():
+        arguments = parser().parse_args(["upscale", "a_%d.png", "--fps", text])
+        assert arguments.fps == rate
+    with pytest.raises(ValueError, match="fps must be a fraction of numbers up to 2147483647"):
+        UpscaleConfig(Path("a_%d.png"), fps=Fraction(10**10 + 1, 10**9))

@@ -19,6 +19,7 @@ import vsr
 from engines.errors import MediaError
 from vsr.convert import oriented
 from vsr.photo import PhotoTags, read_tags
+from vsr.picture import write_file
 from vsr.still import warn_of_precision
 
 # kind: channels, format in a PNG, format in a TIFF
@@ -303,3 +304,27 @@ def test_a_jpeg_in_cmyk_becomes_rgb_without_alpha(tmp_path, tiny_weights):
     with Image.open(tmp_path / "out.png") as found:
         assert found.mode == "RGB"
         assert found.size == (48, 32)
+
+
+def test_a_picture_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("vsr.picture.os.fsync", lambda number: synced.append(number))
+    write_file(tmp_path / "a.png", b"whole")
+    assert synced
+    assert (tmp_path / "a.png").read_bytes() == b"whole"
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vsr.picture.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "a.png", b"whole")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_name_in_letters_of_three_bytes_is_no_problem(tmp_path):
+    path = tmp_path / ("字" * 80 + ".png")
+    write_file(path, b"whole")
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]

@@ -9,14 +9,14 @@ import torch
 from test_engines import tiny_model
 
 from engines import EngineBuildError
-from engines.base import Engine
+from engines.base import CompiledEngine, Engine
 from engines.switching import SwitchingEngine
 from engines.tiles import TiledEngine
 
 PATIENCE_SECONDS = 20
 
 
-class Constant(Engine):
+class Constant(CompiledEngine):
     """Gives one level, in its own dtype; is ready when told so."""
 
     def __init__(self, model, level: float, *, dtype=torch.float32, long: bool = True) -> None:

@@ -158,6 +158,9 @@ def test_a_limit_of_the_container_counts(tmp_path, limit, expected):
         (tmp_path / "memory.current").write_text("100000\n")
     assert memory.free_bytes(tmp_path / "meminfo", tmp_path) == expected
     assert memory.free_bytes(tmp_path / "absent", tmp_path) is None
+    if limit == "1000000":  # what files take of it can be had
+        (tmp_path / "memory.stat").write_text("anon 60000\ninactive_file 40000\nactive_file 1\n")
+        assert memory.free_bytes(tmp_path / "meminfo", tmp_path) == 940_000
 
 
 def test_short_memory_leads_to_tiles_and_says_so(

@@ -209,7 +209,7 @@ def test_results_are_the_callers_to_keep(engine):
 
 def test_the_two_streams_wait_for_each_other(library, engine):
     engine(frames_of(1, 3, 8, 8))
-    (run,) = engine._session._runs
+    (run,) = engine._sessions.newest._runs
     assert run._stream.waited_for == [library.caller] * 3  # to be captured, tried out, and to run
     assert library.caller.waited_for == [run._stream] * 2
 
@@ -318,7 +318,7 @@ def test_a_batch_is_dealt_out_to_the_contexts_of_one_engine(library, model):
         assert_upscaled(engine(frames), frames, model)
         assert library.builds[-1] == (part, 6, 6)
         assert library.contexts == contexts
-        streams = engine._session._streams
+        streams = engine._sessions.newest._streams
         assert len({id(stream) for stream in streams}) == contexts
         assert contexts == 1 or library.caller.waited_for[-contexts:] == streams
     with pytest.raises(ValueError, match="contexts must be at least 1, got 0"):
@@ -534,7 +534,7 @@ def test_a_gpu_keeps_frames_apart_while_many_are_in_flight(model, tmp_path):
     alone = [engine(frame).cpu() for frame in frames]
     flying = [engine(frame.clone()) for frame in frames]
     assert all(torch.equal(a, b.cpu()) for a, b in zip(alone, flying, strict=True))
-    assert engine._session._runs[0].captured
+    assert engine._sessions.newest._runs[0].captured
 
 
 def test_the_graph_does_not_clamp_so_that_what_is_not_finite_is_seen(library, model, monkeypatch):
@@ -556,7 +556,7 @@ def test_the_graph_does_not_clamp_so_that_what_is_not_finite_is_seen(library, mo
 
 def test_an_engine_is_given_back_when_its_work_is_done(engine):
     engine(frames_of(1, 3, 8, 8))
-    stream = engine._session._runs[0]._stream
+    stream = engine._sessions.newest._runs[0]._stream
     before = stream.waits
     engine.close()
     assert stream.waits == before + 1

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vsr.region import Crop, Zoom
     from vsr.span import Span
 
+_RATE_TOLERANCE = Fraction(2, 10**6)  # what 23.976 and 29.97 are from television's rates
+
 _EXAMPLES = """\
 examples:
   vsr upscale clip.mp4                         clip_x4.mp4, four times as large each way
@@ -83,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
         "--fps",
         type=_rate,
         metavar="N/D",
-        help="pictures a second of a numbered sequence (default: 25)",
+        help="pictures a second of a numbered sequence (default: 25); 23.976 and 29.97 are taken "
+        "for 24000/1001 and 30000/1001",
     )
     _add_model(up)
     up.add_argument(
@@ -160,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
         help="make whole frames of interlaced ones, or take them as they are; without either, an "
         "interlaced clip is an error",
     )
-    up.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    up.add_argument("--threads", type=int, metavar="N", help="CPU threads a stage (default: all)")
     up.add_argument(
         "--tile",
         type=int,
@@ -354,11 +357,14 @@ def _time(text: str) -> float:
 
 def _rate(text: str) -> Fraction:
     try:
-        return Fraction(text)
+        rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(
             f"expected a number of pictures a second, for example 25 or 30000/1001, got {text}"
         ) from None
+    television = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    is_rounded = "." in text and abs(rate - television) <= television * _RATE_TOLERANCE
+    return television if is_rounded else rate
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ how a live recording is done.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -61,6 +62,8 @@ def _set_up_logging(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be of any bytes
     arguments = parser().parse_args(argv)
     _set_up_logging(arguments)
     signal.signal(signal.SIGTERM, _terminate)

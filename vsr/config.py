@@ -18,6 +18,7 @@ from vsr.span import Span
 
 MOST_THREADS = 256
 MOST_FPS = 1000
+MOST_TERM = (1 << 31) - 1  # of a fraction, as FFmpeg has them
 DEFAULT_MODEL = "srgan-lite"
 
 
@@ -88,6 +89,8 @@ class UpscaleConfig:
             raise ValueError(f"size must be at least 1x1, got {self.size[1]}x{self.size[0]}")
         if self.fps is not None and not 0 < self.fps <= MOST_FPS:
             raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, got {self.fps}")
+        if self.fps is not None and max(self.fps.as_integer_ratio()) > MOST_TERM:
+            raise ValueError(f"fps must be a fraction of numbers up to {MOST_TERM}, got {self.fps}")
         if self.texture is not None and not 0 <= self.texture <= 1:
             raise ValueError(f"texture must be 0 to 1, got {self.texture:g}")
         check_precision(self.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf
@@ -78,6 +79,8 @@ def check_crf(encoder: str, crf: float) -> None:
     Raises:
         ValueError: it is.
     """
+    with suppress(ValueError):  # an unknown one is said later
+        encoder = av.Codec(encoder, "w").name  # "h264" is libx264
     kind = ENCODERS.get(encoder)
     if not 0 <= crf < inf:
         raise ValueError(f"crf must be 0 or more, got {crf:g}")

@@ -80,6 +80,8 @@ def check_frames(output: Path, *, overwrite: bool) -> None:
     assert pattern is not None
     if not pattern.folder.is_dir() and not pattern.folder.parent.is_dir():
         raise MediaError(f"the folder of the output, {pattern.folder.parent}, does not exist")
+    with suppress(OSError):  # empty, it is all that a finished run has left behind
+        partial_folder(output).rmdir()
     if not overwrite and not (partial_folder(output) / _LIST).exists():
         for number in pattern.numbers()[:1]:
             raise OutputExists(f"{pattern.path(number)} exists: --overwrite replaces it")
@@ -266,8 +268,8 @@ class FrameWriter:
         """Remove the folder, unless something foreign is in it; and the pictures' if we made it."""
         self._close()
         with suppress(OSError):
-            (self.folder / _LIST).unlink(missing_ok=True)
             (self.folder / "lock").unlink(missing_ok=True)
+            (self.folder / _LIST).unlink(missing_ok=True)  # last: it says whose the pictures are
             self.folder.rmdir()
             if self._is_new_folder:
                 self._pattern.folder.rmdir()

@@ -92,7 +92,7 @@ def gpu_planes(frame: av.VideoFrame) -> list[Tensor]:
     Returns:
         Y (H, W), U and V (H/2, W/2), uint8 or uint16, as of the planar twin: fresh contiguous
         tensors where the frame is, complete, so that any stream may read them. They were allocated
-        on the GPU's default stream: another one that reads them says so by `record_stream`.
+        on the GPU's default stream: who reads them on another keeps them until that has read them.
     """
     name = cast(Any, frame.sw_format).name
     # PyTorch would pass its stream, which PyAV refuses: hence the capsules

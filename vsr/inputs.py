@@ -22,6 +22,8 @@ def open_reader(config: UpscaleConfig) -> Reader:
     assert isinstance(source, Path), "streams are opened in vsr.live"
     if source == STDIN and config.output is None:
         raise MediaError("-o says where the result of standard input goes: a file, or - for a pipe")
+    if source != STDIN and source.exists() and not (source.is_file() or source.is_dir()):
+        raise MediaError(f"{source} is no regular file: what comes through a pipe is read from -")
     if is_pattern(source):
         return SequenceReader(source, fps=config.fps)
     if config.fps is not None:

@@ -35,6 +35,7 @@ def job_key(
         "model": model.sha256,
         "decoder": decoder,
         "backend": engine.backend,
+        "device": _device(engine),
         "precision": engine.precision,
         "output size": size,
         "versions": _versions(engine.backend),
@@ -42,6 +43,13 @@ def job_key(
     if engine.precision == "int8" and model.int8_path is not None:
         key["int8 forms"] = hashlib.sha256(model.int8_path.read_bytes()).hexdigest()
     return key
+
+
+def _device(engine: Engine) -> str:
+    """Name what computes the frames: its sums are not another's."""
+    if engine.device.type == "cuda":
+        return torch.cuda.get_device_name(engine.device)
+    return engine.device.type
 
 
 def _versions(backend: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ missing: finished clips are skipped, an interrupted one goes on from its last wh
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -20,6 +21,9 @@ from vsr.config import Result, UpscaleConfig
 from vsr.ffmpeg import reason
 from vsr.output import OutputExists, default_suffix
 from vsr.pattern import Pattern, pattern_in
+from vsr.picture import is_partial
+
+log = logging.getLogger(__name__)
 
 STILL_SUFFIXES = frozenset(
     {".avif", ".bmp", ".exr", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm", ".png"}
@@ -53,14 +57,21 @@ def sources(inputs: Sequence[Path]) -> list[Path]:
     """Return the inputs, each once, and in the place of a folder the clips and pictures in it.
 
     A folder is not searched further down. Left out are files with other suffixes, hidden ones, and
-    those that bear the name of another's output, such as `clip_x4.mp4` beside `clip.mov`.
+    those that bear the name of another's output, such as `clip_x4.mp4` beside `clip.mov`; of the
+    inputs that were named, only the last, with a warning.
 
     Raises:
         MediaError: a folder cannot be read, or holds neither a clip nor a picture.
     """
     found: dict[Path, None] = {}
+    named = [path for path in inputs if not path.is_dir()]
     for path in inputs:
-        found |= dict.fromkeys(_in_folder(path) if path.is_dir() else [path])
+        if path.is_dir():
+            found |= dict.fromkeys(_in_folder(path))
+        elif _is_output(path, {other.stem for other in named if other.parent == path.parent}):
+            log.warning("%s is left out: by its name it is the output of another input", path)
+        else:
+            found[path] = None
     return list(found)
 
 
@@ -88,6 +99,7 @@ def _in_folder(folder: Path) -> list[Path]:
             for path in folder.iterdir()
             if path.suffix.lower() in STILL_SUFFIXES | CLIP_SUFFIXES
             and not path.name.startswith(".")
+            and not is_partial(path)
             and path.is_file()
         )
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from engines import Building, Engine, create_engine
+from engines.base import CompiledEngine
 from engines.switching import SwitchingEngine
 from engines.weights import Model
 from vsr.choices import segment_frames
@@ -114,4 +115,5 @@ class KeptEngine:
             model, backend="pytorch", precision="fp32" if config.precision == "fp32" else "auto",
             threads=config.threads,
         )  # fmt: skip
+        assert isinstance(engine, CompiledEngine), "start_now is for such alone"
         return SwitchingEngine(first, engine, every=segment_frames(model, size or (1, 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,9 +46,14 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) ->
         return None
     try:
         limit = int((cgroup / "memory.max").read_text())  # "max" where there is none
-        return max(0, min(free, limit - int((cgroup / "memory.current").read_text())))
+        used = int((cgroup / "memory.current").read_text())
     except (OSError, ValueError):
         return free
+    with suppress(OSError, KeyError, ValueError):
+        # files that were read count as used, and are let go where somebody wants the memory
+        text = (cgroup / "memory.stat").read_text()
+        used -= int(dict(line.split(" ", 1) for line in text.splitlines())["inactive_file"])
+    return max(0, min(free, limit - used))
 
 
 def free_device_bytes(device: torch.device) -> int:

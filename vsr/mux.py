@@ -23,7 +23,7 @@ from vsr.ffmpeg import file_url, is_refusal, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
 from vsr.span import chapters_within, packets_within
-from vsr.unkept import encoded_metadata, kept_metadata
+from vsr.unkept import QUICKTIME_SUFFIXES, encoded_metadata, kept_metadata
 from vsr.video import Reader
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _TIMED = frozenset(
     {"3g2", "3gp", "f4v", "flv", "ipod", "matroska", "mov", "mp4", "mpegts", "nut", "webm"}
 )
 _HINTS = {".webm": "; libvpx-vp9 and libsvtav1 fit it, and .mkv fits any"}
-_QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 
 
 class Muxer:
@@ -98,7 +97,7 @@ class Muxer:
             only: the other streams to take in; None: all.
         """
         options = {"fflags": "+bitexact"}  # no random numbers, such as Matroska's identifiers
-        if self._output.suffix.lower() in _QUICKTIME_SUFFIXES:
+        if self._output.suffix.lower() in QUICKTIME_SUFFIXES:
             options["movflags"] = "+faststart"
             if self._output.suffix.lower() == ".mov" and any(
                 key.startswith("com.") for key in self._reader.container.metadata
@@ -253,7 +252,7 @@ class Muxer:
             return -first_pts * tick
         if begin > 0 and _has_own_clock(self._reader):
             return -math.floor(begin / tick) * tick
-        if first_pts >= 0 or self._output.suffix.lower() not in _QUICKTIME_SUFFIXES:
+        if first_pts >= 0 or self._output.suffix.lower() not in QUICKTIME_SUFFIXES:
             return Fraction(0)
         return max(-first_pts, math.ceil(-begin / tick)) * tick
 
@@ -302,7 +301,7 @@ def compare_times(path: Path, times: Iterable[int], reader: Reader) -> None:
     Raises:
         MediaError: a frame is missing, or one too many, or at another time.
     """
-    options = {"ignore_editlist": "1"} if path.suffix.lower() in _QUICKTIME_SUFFIXES else {}
+    options = {"ignore_editlist": "1"} if path.suffix.lower() in QUICKTIME_SUFFIXES else {}
     with av.open(file_url(path), "r", options=options) as container:
         stream = container.streams.video[0]
         tick = stream.time_base or 0

@@ -30,9 +30,13 @@ def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int,
     height, width = info.size
     if config.size is not None:
         size = config.size
+    elif config.scale in (None, scale):
+        # chroma of half a size takes even ones alone: of an odd factor a line may have to go
+        down, across = (1, 1) if info.is_still else (min(2, n) for n in info.layout.chroma_step)
+        size = (height * scale // down * down, width * scale // across * across)
     else:
-        factor = config.scale or scale
-        even = 1 if info.is_still or factor == scale else 2  # encoders take 4:2:0 in even sizes
+        factor = config.scale
+        even = 1 if info.is_still else 2  # encoders take 4:2:0 in even sizes
         size = (
             max(1, round(height * factor / even)) * even,
             max(1, round(width * factor / even)) * even,

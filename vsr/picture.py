@@ -7,6 +7,7 @@ Sources: PNG third edition (iCCP), TIFF 6.0 and ICC.1:2022 annex B (tag 34675).
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import struct
 import zlib
@@ -27,6 +28,7 @@ from engines.errors import MediaError
 from vsr.clip import FULL_RANGE, INVERTED_ASPECT
 from vsr.convert import Kind, PlaneLayout
 from vsr.ffmpeg import reason
+from vsr.journal import sync_folder
 
 PNG_SUFFIXES = frozenset({".png"})
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -44,6 +46,8 @@ _COMPRESSION, _PROFILE = 259, 34675
 _DEFLATE = 8  # what TIFF readers know; libavcodec gives the same bytes its older number
 _SHORT, _UNDEFINED = 3, 7
 _UNSPECIFIED = 2
+_LONGEST_STEM_BYTES = 80  # of a partial file's name; file systems take 255 in all
+_PARTIAL = re.compile(r"\.[0-9a-f]{6}\.partial$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,21 +164,32 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         MediaError: the folder or the disk does not take it.
     """
-    partial = None
     try:
         partial = new_partial(path)
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        if partial is not None:
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
         raise MediaError(f"cannot write {path}: {reason(error)}") from error
 
 
 def new_partial(path: Path) -> Path:
     """Create an empty file beside `path`, of a name nobody else has, to be renamed to it."""
+    stem = os.fsencode(path.stem)[:_LONGEST_STEM_BYTES].decode(errors="ignore")
     while True:
-        name = f"{path.stem[:80]}.{secrets.token_hex(3)}.partial{path.suffix}"
+        name = f"{stem}.{secrets.token_hex(3)}.partial{path.suffix}"
         with suppress(FileExistsError):
             path.with_name(name).touch(exist_ok=False)
             return path.with_name(name)
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether a name is one of `new_partial`, of a run that was killed."""
+    return _PARTIAL.search(path.stem) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +17,7 @@ from engines.errors import MediaError
 from vsr.clip import ClipInfo
 from vsr.convert import PlaneLayout
 from vsr.ffmpeg import reason
+from vsr.fingerprint import fingerprint
 from vsr.pattern import Pattern, gaps
 from vsr.span import Span
 from vsr.timeline import Timed
@@ -23,6 +26,7 @@ from vsr.video import Reader
 log = logging.getLogger(__name__)
 
 DEFAULT_FPS = Fraction(25)
+_BLOCK_BYTES = 1 << 16  # of a picture's fingerprint: there may be many
 
 
 class SequenceReader(Reader):
@@ -84,13 +88,11 @@ class SequenceReader(Reader):
 
     def stamp(self) -> dict[str, int | str]:
         """Return what tells these pictures from others of the same names."""
-        found = [self._pattern.path(number).stat() for number in self.numbers]
-        return {
-            "pictures": len(found),
-            "first": self.numbers[0],
-            "bytes": sum(each.st_size for each in found),
-            "mtime_ns": max(each.st_mtime_ns for each in found),
-        }
+        found = hashlib.sha256()
+        for number in self.numbers:
+            picture = fingerprint(self._pattern.path(number), block_bytes=_BLOCK_BYTES)
+            found.update(json.dumps([number, picture]).encode())
+        return {"pictures": len(self.numbers), "sha256 of all": found.hexdigest()[:32]}
 
     def frames(self) -> Iterator[Timed[list[Tensor]]]:
         """Yield each picture, as a frame of one tick.

@@ -28,13 +28,12 @@ _CODECS: dict[str, tuple[str, str]] = {
     "mpegts": ("aac", "aac"),
     "3gp": ("aac", "aac"),
     "flv": ("aac", "aac"),
-    "avi": ("pcm_s16le", "ac3"),
 }
 _LOSSY_PCM = ("pcm_alaw", "pcm_mulaw", "pcm_vidc")
 _LOSSLESS = frozenset({"alac", "ape", "flac", "mlp", "shorten", "truehd", "tta", "wavpack"})
 _CHANNEL_BITS = 128_000  # a second; for codecs that ask
 _MOST_BITS = 640_000
-_SIZED_CODECS = frozenset({"aac", "ac3", "libopus"})
+_SIZED_CODECS = frozenset({"aac", "libopus"})
 # gaps and overlaps larger than this are filled with silence or cut, so that sound stays in sync
 _DRIFT_SECONDS = 0.03
 

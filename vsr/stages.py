@@ -173,9 +173,14 @@ def without_repeats(
     for number, frame in enumerate(frames):
         if anew_every is not None and number % anew_every == 0:
             last = None
-        repeated = last is not None and all(map(torch.equal, frame.value, last))
+        repeated = last is not None and all(map(_is_same, frame.value, last))
         yield Timed(None if repeated else frame.value, frame.pts, frame.duration)
         last = frame.value
+
+
+def _is_same(plane: Tensor, other: Tensor) -> bool:
+    # of one clip some frames may lie on a GPU and some not (see `Reader.decode_on`)
+    return plane.device == other.device and torch.equal(plane, other)
 
 
 def uploaded(

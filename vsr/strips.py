@@ -13,6 +13,7 @@ fraction of output rows to enlarged rows.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor
 from engines.safety import SafeEngine
 from engines.tiles import receptive_radius
 from vsr.convert import PlaneLayout, from_rgb, resize
+
+log = logging.getLogger(__name__)
 
 _CUBIC_SUPPORT = 2  # samples of the smaller grid to each side (Keys 1981)
 
@@ -88,6 +91,7 @@ class StripUpscaler:
         self._size = size
         self._rows = rows
         self._radius = receptive_radius(engine.model.net)
+        self._has_warned = False
 
     def __call__(self, frame: Tensor) -> list[Tensor]:
         """Upscale a frame.
@@ -106,14 +110,20 @@ class StripUpscaler:
         ]
         down = self._layout.chroma_step[0] if self._layout.kind == "yuv" else 1
         steps = (1, down, down)
-        for strip in strips(
-            frame.shape[2],
-            output_height=height,
-            scale=self._engine.scale,
-            radius=self._radius,
-            chroma_step=down,
-            rows=self._rows * height // (frame.shape[2] * self._engine.scale),
-        ):
+        rows = self._rows * height // (frame.shape[2] * self._engine.scale)
+        cuts = list(
+            strips(
+                frame.shape[2], output_height=height, scale=self._engine.scale,
+                radius=self._radius, chroma_step=down, rows=rows,
+            )
+        )  # fmt: skip
+        if len(cuts) == 1 and height > rows and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "memory is short, and frames of %d rows cannot be made of %d in strips: a height "
+                "near it may be made in less", height, frame.shape[2],
+            )  # fmt: skip
+        for strip in cuts:
             parts = self._make(frame, strip)
             for plane, part, step in zip(planes, parts, steps, strict=False):
                 first, last = strip.rows.start // step, -(-strip.rows.stop // step)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engines.graph import own_stream
+
 log = logging.getLogger(__name__)
 
 
@@ -321,7 +323,7 @@ class Cuda(Accelerator):
         super().__init__(slots=slots, results_stay=results_stay)
 
     def stream(self) -> Any:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return own_stream(self, self._device)
 
     def event(self) -> Any:
         # blocking: whoever waits sleeps, and leaves the core to the decoder and the encoder

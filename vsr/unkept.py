@@ -25,7 +25,7 @@ _OWN_METADATA = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
     | {"DURATION", "duration", "rotate"}
 )
-_QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 # QuickTime's own list of languages knows these by their older ISO 639-2/B names
 _QUICKTIME_LANGUAGES = {
     "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "nld": "dut", "sqi": "alb",
@@ -45,7 +45,7 @@ def stream_metadata(metadata: dict[str, str], output: Path) -> dict[str, str]:
     """
     kept, suffix = kept_metadata(metadata), output.suffix.lower()
     name = metadata.get("title") or metadata.get("handler_name")
-    if name and suffix in _QUICKTIME_SUFFIXES:
+    if name and suffix in QUICKTIME_SUFFIXES:
         kept["handler_name"] = name
     if "language" in kept and suffix == ".mov":
         kept["language"] = _QUICKTIME_LANGUAGES.get(kept["language"], kept["language"])
