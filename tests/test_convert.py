@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vsr.convert import LUMA_WEIGHTS, PlaneLayout, from_rgb, resize, to_rgb
+from vsr.convert import LUMA_WEIGHTS, PlaneLayout, from_rgb, oriented, resize, to_rgb
 
 # One code value: half a code for each of the two roundings to 8 bits that a round trip has
 ONE_CODE = 1
@@ -189,3 +189,14 @@ def test_bad_layouts_are_refused(fields, message):
         PlaneLayout("yuv", **fields)
     with pytest.raises(ValueError, match=r"rgb must be \(1, 3, H, W\), got \(3, 4, 4\)"):
         from_rgb(torch.zeros(3, 4, 4), PlaneLayout("rgb"))
+
+
+@pytest.mark.parametrize("matrix", [*itertools.product((1, -1), (1, -1), (False, True))])
+def test_planes_of_16_bits_are_turned_and_mirrored_as_those_of_8(matrix):
+    across, down, turned = matrix
+    terms = (0, across, 0, down, 0, 0) if turned else (across, 0, 0, 0, down, 0)
+    plane = torch.arange(6, dtype=torch.uint8).view(2, 3)
+    expected = oriented(plane, (*terms, 0, 0, 1))
+    found = oriented(plane.to(torch.uint16), (*terms, 0, 0, 1))
+    assert found.dtype == torch.uint16
+    assert found.tolist() == expected.tolist()

@@ -91,6 +91,8 @@ def test_a_pixel_format_that_cannot_be_is_one_line(plain_clip, tiny_weights, tmp
             plain_clip, tmp_path / "out.mkv", model=tiny_weights, pixel_format="yuva420p",
             encoder="ffv1",
         )  # fmt: skip
+    with pytest.raises(MediaError, match="'png' takes no colours in a form that is made here"):
+        upscale(plain_clip, tmp_path / "out.mov", model=tiny_weights, encoder="png")
     with pytest.raises(MediaError, match="--pixel-format is for an encoded clip"):
         upscale(plain_clip, tmp_path / "%06d.png", model=tiny_weights, pixel_format="yuv420p")
     assert not list(tmp_path.iterdir())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
 import pytest
+from av.sidedata.sidedata import Type as SideDataType
 
 import vsr
+from vsr.others import OtherStreams
 from vsr.unkept import stream_metadata
+from vsr.video import Reader
 
 
 def write_tagged(path: Path, tags: dict[str, str], *, pictures: int = 1) -> Path:
@@ -87,3 +92,90 @@ def test_a_streams_tags_take_the_containers_form():
     assert stream_metadata({"handler_name": "Director"}, Path("a.mp4")) == {
         "handler_name": "Director"
     }
+
+
+def write_with_timecode(path: Path) -> Path:
+    """A second of black, whose first frame is number 14 of 01:02:03."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25, width=64, height=48)
+        stream.metadata["timecode"] = "01:02:03:14"
+        for index in range(25):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def timecodes(path: Path) -> list[tuple[str, str | None]]:
+    with av.open(str(path)) as container:
+        tags = [(s.type, {k.lower(): v for k, v in s.metadata.items()}) for s in container.streams]
+    return [(kind, found.get("timecode")) for kind, found in tags]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tracks"),
+    [(".mov", ["video", "data"]), (".mp4", ["video", "data"]), (".mkv", ["video"])],
+)
+def test_a_timecode_comes_along_and_is_that_of_the_first_frame(
+    suffix, tracks, tiny_weights, tmp_path, caplog
+):
+    clip = write_with_timecode(tmp_path / "in.mov")
+    upscale = partial(vsr.upscale, model=tiny_weights, backend="pytorch", preset="ultrafast")
+    upscale(clip, tmp_path / f"a{suffix}")
+    assert timecodes(tmp_path / f"a{suffix}") == [(kind, "01:02:03:14") for kind in tracks]
+    upscale(clip, tmp_path / f"b{suffix}", span=vsr.Span(0.4))
+    assert timecodes(tmp_path / f"b{suffix}") == [(kind, "01:02:03:24") for kind in tracks]
+    assert caplog.text == ""
+
+
+def test_a_timecode_of_another_picture_is_left_out_and_said(
+    tiny_weights, tmp_path, caplog, monkeypatch
+):
+    clip = write_with_timecode(tmp_path / "in.mov")
+    real = OtherStreams.__init__
+
+    def without(self, reader, output):
+        reader.stream.metadata.pop("timecode", None)
+        real(self, reader, output)
+
+    monkeypatch.setattr(OtherStreams, "__init__", without)
+    result = vsr.upscale(clip, tmp_path / "out.mov", model=tiny_weights, backend="pytorch")
+    assert result.frames == 25
+    assert "is not kept: a timecode that is not the picture's" in caplog.text
+
+
+def test_marks_within_the_picture_that_are_lost_are_said(tiny_weights, tmp_path, caplog):
+    clip = write_tagged(tmp_path / "in.mkv", {})
+    real = Reader.__init__
+
+    def marked(self, *arguments, **named):
+        real(self, *arguments, **named)
+        self.info = replace(self.info, not_kept=("closed captions within its picture",))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "__init__", marked)
+        vsr.upscale(clip, tmp_path / "out.mkv", model=tiny_weights, backend="pytorch")
+    assert f"not kept of {clip}: closed captions within its picture" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "kind", [SideDataType.A53_CC, SideDataType.SPHERICAL, SideDataType.STEREO3D]
+)
+def test_marks_within_the_picture_are_found(kind, tmp_path, monkeypatch):
+    clip = write_tagged(tmp_path / "in.mkv", {})
+    monkeypatch.setattr("vsr.clip._side_data", lambda frame: {kind: b""})
+    with Reader(clip) as reader:
+        assert len(reader.info.not_kept) == 1
+
+
+def test_the_alpha_of_a_webm_is_missed_and_its_mark_dropped(tiny_weights, tmp_path, caplog):
+    with av.open(str(tmp_path / "in.webm"), "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=25, width=64, height=48)
+        stream.metadata["alpha_mode"] = "1"
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode(None))
+    vsr.upscale(tmp_path / "in.webm", tmp_path / "out.mkv", model=tiny_weights, backend="pytorch")
+    assert "its alpha channel" in caplog.text
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert "alpha_mode" not in {key.lower() for key in container.streams.video[0].metadata}

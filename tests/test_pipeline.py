@@ -491,7 +491,7 @@ def test_deep_samples_are_computed_in_float32_unless_told(tmp_path, tiny_weights
 )
 def test_an_odd_factor_makes_no_size_that_chroma_cannot_have(chroma_step, scale, expected):
     info = SimpleNamespace(
-        size=(25, 33), is_still=False, layout=PlaneLayout(chroma_step=chroma_step)
+        size=(25, 33), is_still=False, layout=PlaneLayout(kind="yuv", chroma_step=chroma_step)
     )
     assert output_size(UpscaleConfig(source=Path("a.mp4")), info, scale) == expected
     assert output_size(UpscaleConfig(source=Path("a.mp4"), scale=scale), info, scale) == expected

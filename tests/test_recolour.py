@@ -60,7 +60,7 @@ def test_so_many_patches_are_recoloured_and_their_input_with_them(kind, photos):
             # turned and mirrored alike, as shrinking is
             picture = (high.permute(1, 2, 0) * 255).round().byte().numpy()
             again = torch.from_numpy(shrink_bicubic(picture, 4).copy()).permute(2, 0, 1)
-            assert ((low * 255).round() - again).abs().max() <= 1
+            assert ((low * 255).round() - again).abs().max() <= 2  # rounded by columns and by rows
 
 
 @pytest.mark.parametrize("kind", [PatchSampler, VideoSampler])

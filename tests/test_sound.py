@@ -16,6 +16,7 @@ from streaming import TcpServer, write_ts
 import vsr
 from vsr.mux import Muxer
 from vsr.sound import sound_codec
+from vsr.subtitles import OneAtATime
 
 upscale = partial(vsr.upscale, backend="pytorch", preset="ultrafast")
 
@@ -280,6 +281,34 @@ def test_pictures_of_text_are_named_and_left_out(tiny_weights, tmp_path, caplog)
     upscale(clip, tmp_path / "out.ts", model=tiny_weights)
     assert "subtitle stream 1 (srt) is not kept: in mpegts it could not be read" in caplog.text
     assert "; an .mkv output may hold it as it is" in caplog.text
+
+
+def test_texts_that_overlap_are_shown_together():
+    def sample(text):
+        return len(text).to_bytes(2, "big") + text
+
+    lines = OneAtATime()
+    taken = [(0, 100, b"sign"), (20, 40, b"A"), (20, 30, b"B"), (60, 70, b"C"), (200, 210, b"end")]
+    found = [part for begin, end, text in taken for part in lines.add(begin, end, sample(text))]
+    found += lines.rest()
+    assert found == [
+        (begin, end, sample(text))
+        for begin, end, text in [
+            (0, 20, b"sign"), (20, 30, b"sign\nA\nB"), (30, 40, b"sign\nA"), (40, 60, b"sign"),
+            (60, 70, b"sign\nC"), (70, 100, b"sign"), (200, 210, b"end"),
+        ]
+    ]  # fmt: skip
+    styled = sample(b"alone") + b"styl"
+    assert [*lines.add(300, 310, styled), *lines.rest()] == [(300, 310, styled)]
+
+
+def test_texts_that_overlap_keep_their_times_in_mp4(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("test_sound.WORDS", [(0, 900, "sign"), (200, 300, "A"), (600, 100, "B")])
+    clip = write_with_subtitles(tmp_path / "in.mkv", "srt")
+    upscale(clip, tmp_path / "out.mp4", model=tiny_weights)
+    assert [(at, text.split("\n")) for at, text in read_words(tmp_path / "out.mp4")] == [
+        (0, ["sign"]), (200, ["sign", "A"]), (500, ["sign"]), (600, ["sign", "B"]), (700, ["sign"]),
+    ]  # fmt: skip
 
 
 # --- broadcasts -----------------------------------------------------------------------------------

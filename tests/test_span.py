@@ -19,7 +19,7 @@ from vsr.arguments import parser, to_config
 from vsr.cli import main
 from vsr.jobs import sources
 from vsr.sequence import SequenceReader
-from vsr.span import Span, chapters_within
+from vsr.span import Span, chapters_within, moved_timecode
 from vsr.video import Reader
 from vsr.y4m import Y4mReader
 
@@ -391,3 +391,23 @@ def test_the_span_is_in_the_outputs_name_which_is_no_input(span, name, tiny_weig
     result = vsr.upscale(source, model=tiny_weights, backend="pytorch", span=span)
     assert result.output.name == f"in_{name}_x2.mp4"
     assert sources([tmp_path]) == [source]
+
+
+@pytest.mark.parametrize(
+    ("timecode", "frames", "rate", "expected"),
+    [
+        ("01:02:03:04", 10, 25, "01:02:03:14"),
+        ("00:59:59:24", 1, 25, "01:00:00:00"),
+        ("23:59:59:24", 1, 25, "00:00:00:00"),
+        ("10:00:00:00", 24 * 3600, Fraction(24000, 1001), "11:00:00:00"),
+        # 00 and 01 of a minute are left out, but of each tenth (SMPTE ST 12-1)
+        ("00:00:59;29", 1, Fraction(30000, 1001), "00:01:00;02"),
+        ("00:09:59;29", 1, Fraction(30000, 1001), "00:10:00;00"),
+        ("00:00:00;00", 107892, Fraction(30000, 1001), "01:00:00;00"),
+        ("00:00:59;59", 1, Fraction(60000, 1001), "00:01:00;04"),
+        ("23:59:59;29", 1, Fraction(30000, 1001), "00:00:00;00"),
+        ("no timecode", 1, 25, None),
+    ],
+)
+def test_a_timecode_moves_on(timecode, frames, rate, expected):
+    assert moved_timecode(timecode, frames, Fraction(rate)) == expected

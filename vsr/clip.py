@@ -41,6 +41,11 @@ _BAD_SIDE_DATA = frozenset({"png", "apng"})
 # libavcodec takes a PNG's samples per unit for the sides of a sample, reading and writing
 INVERTED_ASPECT = frozenset({"png", "apng"})
 _DOLBY_VISION = frozenset({SideDataType.DOVI_RPU_BUFFER, SideDataType.DOVI_METADATA})
+_NOT_KEPT = {
+    SideDataType.A53_CC: "closed captions within its picture",
+    SideDataType.SPHERICAL: "the mark that it is a 360-degree picture",
+    SideDataType.STEREO3D: "the mark that it is a picture in 3D",
+}
 _FASTEST_RATE = 240  # frames a second; more is a time base, not a rate
 
 
@@ -77,6 +82,8 @@ class ClipInfo:
     display_matrix: tuple[int, ...] | None
     """nine numbers that rotate or mirror the frame for display"""
     hdr: StaticMetadata
+    not_kept: tuple[str, ...] = ()
+    """what its first frame carries and no encoded clip will, in words"""
 
 
 def describe(
@@ -157,8 +164,17 @@ def describe(
             side_data.get(SideDataType.MASTERING_DISPLAY_METADATA),
             side_data.get(SideDataType.CONTENT_LIGHT_LEVEL),
         ),
+        not_kept=_not_kept(stream, side_data),
     )
     return info, name
+
+
+def _not_kept(stream: av.VideoStream, side_data: dict[SideDataType, bytes]) -> tuple[str, ...]:
+    found = [said for kind, said in _NOT_KEPT.items() if kind in side_data]
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if tags.get("alpha_mode") == "1":  # of WebM, which FFmpeg decodes without it
+        found.append("its alpha channel")
+    return tuple(found)
 
 
 def _rate_and_length(

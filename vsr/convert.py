@@ -331,7 +331,11 @@ def oriented(plane: Tensor, display_matrix: Sequence[int]) -> Tensor:
     if turned:
         plane = plane.mT
     axes = [axis for axis, flip in enumerate(flips) if flip]
-    return plane.flip(axes) if axes else plane
+    if not axes:
+        return plane
+    if plane.dtype == torch.uint16:  # which PyTorch does not flip
+        return plane.view(torch.int16).flip(axes).view(torch.uint16)
+    return plane.flip(axes)
 
 
 def quarter_turn(display_matrix: Sequence[int]) -> tuple[bool, tuple[bool, bool]]:

@@ -300,13 +300,16 @@ def _output_format(
     wanted = format_name(layout) if asked is None else asked
     known = [name for name in offered if _may_be_asked_for(name)]
     if asked is not None and asked not in known:
-        raise MediaError(f"encoder {codec.name!r} takes no {asked!r} here, but {', '.join(known)}")
+        takes = f"but {', '.join(known)}" if known else "nor any other"
+        raise MediaError(f"encoder {codec.name!r} takes no {asked!r} here, {takes}")
     if wanted in offered:
         best = wanted
     else:
         found, _ = find_best_pix_fmt_of_list(offered, wanted)
         best = found.name if found else offered[0]
     kind, depth, step, full, _ = read_layout(best)
+    if kind == "grey" and layout.kind != "grey":
+        raise MediaError(f"encoder {codec.name!r} takes no colours in a form that is made here")
     matrix = layout.matrix if layout.kind == "yuv" else guess_matrix(*info.size)
     if matrix not in _MATRIX_TAGS:
         matrix = "bt601"

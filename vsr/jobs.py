@@ -26,13 +26,29 @@ from vsr.picture import is_partial
 log = logging.getLogger(__name__)
 
 STILL_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".exr", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".pbm", ".pgm", ".png"}
+    {
+        ".avif",
+        ".bmp",
+        ".exr",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".jxl",
+        ".pbm",
+        ".pgm",
+        ".png",
+    }
     | {".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 CLIP_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".dv", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m2v"}
-    | {".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts"}
-    | {".vob", ".webm", ".wmv", ".y4m"}
+    {".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv"}
+    | {".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv"}
+    | {".mjpeg", ".mjpg", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut"}
+    | {".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".webm", ".wmv", ".wtv"}
+    | {".y4m"}
 )
 # what `default_output` adds to a stem
 _MARK = re.compile(r"(_[\d.]+-([\d.]+s|end))?(_(crop|zoom)[\d.,@]+)?_(x\d+(\.\d+)?|\d+x\d+)$")

@@ -22,8 +22,8 @@ from vsr.encode import PictureEncoding
 from vsr.ffmpeg import file_url, is_refusal, log_lines, other_packets, reason
 from vsr.others import OtherStreams
 from vsr.packets import Packet
-from vsr.span import chapters_within, packets_within
-from vsr.unkept import QUICKTIME_SUFFIXES, encoded_metadata, kept_metadata
+from vsr.span import chapters_within, moved_timecode, packets_within
+from vsr.unkept import QUICKTIME_SUFFIXES, TIMECODES, encoded_metadata, kept_metadata
 from vsr.video import Reader
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Muxer:
         reader, source = self._reader, self._reader.container
         try:
             self._stream = encoding.add_stream(self._container)
-            self._stream.metadata.update(encoded_metadata(reader.stream.metadata, self._output))
+            self._stream.metadata.update(self._tags_of_picture())
             self._stream.disposition = reader.stream.disposition
             if reader.info.display_matrix:
                 self._stream.set_display_matrix(reader.info.display_matrix)
@@ -138,6 +138,18 @@ class Muxer:
             self.abort()
             raise
         return None
+
+    def _tags_of_picture(self) -> dict[str, str]:
+        """Return the picture's tags; of a span with the timecode of its first frame."""
+        reader = self._reader
+        tags = encoded_metadata(reader.stream.metadata, self._output)
+        if reader.span is not None and reader.span.start:
+            passed_seconds = self._first_pts * reader.info.time_base - reader.begin_seconds
+            frames = max(0, round(passed_seconds * reader.info.average_rate))
+            for name in tags.keys() & TIMECODES:
+                moved = moved_timecode(tags[name], frames, reader.info.average_rate)
+                tags[name] = moved or tags[name]
+        return tags
 
     def _give_way(self, encoding: PictureEncoding) -> bool:
         """Find out which other streams the header refuses; False: the fault is not with them."""

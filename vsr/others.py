@@ -16,6 +16,7 @@ from vsr.ffmpeg import other_packets, reason
 from vsr.sound import SoundConverter, known_layout, sound_codec
 from vsr.subtitles import SubtitleConverter, loses_style, subtitle_codec
 from vsr.timeline import JUMP_SECONDS, Timeline
+from vsr.unkept import TIMECODES
 from vsr.video import Reader
 
 Way = Literal["copy", "convert", "leave"]
@@ -36,13 +37,20 @@ class OtherStreams:
         self.sentences: list[str] = []
         self._output = output
         self._source, self._is_cut = reader.container, reader.span is not None
-        picture = reader.stream.index
+        self._why: dict[int, str] = {}
         self._ways: dict[int, Way] = {
             stream.index: "copy"
             for stream in self._source.streams
-            if stream.index != picture and not _is_chapter_track(self._source, stream)
+            if stream.index != reader.stream.index
+            and not _is_chapter_track(self._source, stream)
+            and not (_is_timecode(stream) and TIMECODES & reader.stream.metadata.keys())
         }
-        self._why: dict[int, str] = {}
+        for index in self._ways:
+            if _is_timecode(self._source.streams[index]):  # MOV takes it, and fails at its end
+                self._ways[index], self._why[index] = (
+                    "leave",
+                    "a timecode that is not the picture's",
+                )
         self._copies: dict[int, Any] = {}
         self._converters: dict[int, SoundConverter | SubtitleConverter] = {}
         self._timelines: dict[int, Timeline] = {}
@@ -184,6 +192,11 @@ def _is_chapter_track(source: Any, stream: Any) -> bool:
         and "mp4" in source.format.name
         and stream.frames == len(source.chapters()) > 0
     )
+
+
+def _is_timecode(stream: Any) -> bool:
+    """Tell whether a stream is the track that MP4 and MOV make of the tag."""
+    return stream.type == "data" and bool(TIMECODES & stream.metadata.keys())
 
 
 def _copied(container: Any, stream: Any) -> Any:

@@ -323,6 +323,8 @@ def _upscale_clip(
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
         )
+    if reader.info.not_kept:
+        log.warning("not kept of %s: %s", reader.info.path, ", ".join(reader.info.not_kept))
     settings = EncoderSettings(
         config.encoder, config.crf, config.preset, config.threads, config.pixel_format
     )

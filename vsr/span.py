@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from fractions import Fraction
@@ -79,6 +80,35 @@ def packets_within(
                 packet.duration = ceil((Fraction(end_seconds) - at) / tick)
         if begin_seconds <= at < end_seconds:
             yield packet
+
+
+def moved_timecode(timecode: str, frames: int, rate: Fraction) -> str | None:
+    """Move a timecode on; None where it is none.
+
+    Args:
+        timecode: hours, minutes, seconds and frames; a semicolon or point before the last means
+            that the first 2 numbers of each minute but every tenth are left out (of 60 a second 4),
+            so that the time keeps up with 30000/1001 frames a second (SMPTE ST 12-1).
+        frames: to move by.
+        rate: frames a second.
+    """
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d)([:;.])(\d+)", timecode)
+    nominal = round(rate)
+    if match is None or nominal < 1:
+        return None
+    hours, minutes, seconds, number = (int(match[group]) for group in (1, 2, 3, 5))
+    left_out = nominal // 15 if match[4] != ":" and nominal % 30 == 0 else 0
+    minutes += hours * 60
+    number += (minutes * 60 + seconds) * nominal - left_out * (minutes - minutes // 10)
+    number = (number + frames) % (24 * 6 * (600 * nominal - 9 * left_out))
+    tens, rest = divmod(number, 600 * nominal - 9 * left_out)
+    number += 9 * left_out * tens
+    if rest >= left_out:
+        number += left_out * ((rest - left_out) // (60 * nominal - left_out))
+    seconds, number = divmod(number, nominal)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}{match[4]}{number:02}"
 
 
 def chapters_within(

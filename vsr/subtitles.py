@@ -61,8 +61,14 @@ class SubtitleConverter:
         self.stream.codec_context.time_base = source.time_base
         self.stream.time_base = source.time_base
 
+        self._lines = OneAtATime() if encoder == "mov_text" else None
+        self._tick: Any = None
+
     def convert(self, packet: Any) -> Iterator[Any]:
-        """Yield what becomes of a packet of the input: nothing where nothing is to be shown."""
+        """Yield what becomes of a packet of the input: nothing where nothing is to be shown.
+
+        MP4 shows one text at a time: there it comes when the next one does.
+        """
         try:
             decoded = packet.stream.codec_context.decode2(packet)
             if decoded is None or not len(decoded):
@@ -71,11 +77,58 @@ class SubtitleConverter:
         except FFmpegError as error:
             log.debug("a subtitle that does not decode: %s", error)
             return
-        found: av.Packet[Any] = av.Packet(bytes(text))
-        found.pts, found.dts, found.duration = packet.pts, packet.dts, packet.duration
-        found.time_base = packet.time_base
-        yield found
+        self._tick = packet.time_base
+        if self._lines is None or packet.pts is None or not packet.duration:
+            yield self._packet(packet.pts, packet.duration, bytes(text))
+            return
+        for begin, end, shown in self._lines.add(
+            packet.pts, packet.pts + packet.duration, bytes(text)
+        ):
+            yield self._packet(begin, end - begin, shown)
 
     def rest(self) -> Iterator[Any]:
-        """Yield nothing: each subtitle stands alone."""
-        yield from ()
+        """Yield what is still to be shown."""
+        for begin, end, shown in self._lines.rest() if self._lines is not None else ():
+            yield self._packet(begin, end - begin, shown)
+
+    def _packet(self, pts: int | None, duration: int | None, text: bytes) -> Any:
+        found: av.Packet[Any] = av.Packet(text)
+        found.pts = found.dts = pts
+        found.duration, found.time_base = duration, self._tick
+        return found
+
+
+class OneAtATime:
+    """Turns texts that overlap into ones that follow each other, which show them together.
+
+    A text is MP4's sample: the length of its words in two bytes, the words, and styles, which are
+    left out where several are shown (3GPP TS 26.245). The older one stands above.
+    """
+
+    def __init__(self) -> None:
+        self._shown: list[tuple[int, bytes]] = []  # end, text
+        self._from = 0
+
+    def add(self, begin: int, end: int, text: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Take a text that begins no earlier than the one before; yield what is before it."""
+        yield from self._until(begin)
+        self._from = begin
+        self._shown.append((end, text))
+
+    def rest(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield all that is left."""
+        yield from self._until(max((end for end, _ in self._shown), default=0))
+
+    def _until(self, time: int) -> Iterator[tuple[int, int, bytes]]:
+        while self._shown and self._from < time:
+            end = min(time, *(end for end, _ in self._shown))
+            yield self._from, end, _together([text for _, text in self._shown])
+            self._from = end
+            self._shown = [(last, text) for last, text in self._shown if last > end]
+
+
+def _together(texts: list[bytes]) -> bytes:
+    if len(texts) == 1:
+        return texts[0]
+    words = b"\n".join(text[2 : 2 + int.from_bytes(text[:2], "big")] for text in texts)
+    return len(words).to_bytes(2, "big") + words

@@ -23,8 +23,10 @@ _STATISTICS = re.compile(
 # tags that a container writes of itself
 _OWN_METADATA = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
-    | {"DURATION", "duration", "rotate"}
+    | {"DURATION", "duration", "rotate", "alpha_mode", "ALPHA_MODE"}
 )
+TIMECODES = frozenset({"timecode", "TIMECODE"})
+"""tag of the first frame's; MP4 and MOV make a track of it"""
 QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 # QuickTime's own list of languages knows these by their older ISO 639-2/B names
 _QUICKTIME_LANGUAGES = {
