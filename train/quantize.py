@@ -322,6 +322,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--compile", action="store_true", help="torch.compile both networks: quicker steps"
     )
     p.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photo (1)")
+    p.add_argument(
+        "--recolour", type=float, default=0.1, metavar="SHARE",
+        help="share of the patches in colours that photographs do not have, whose range must fit "
+        "too (0.1)",
+    )  # fmt: skip
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args(argv)
 
@@ -341,7 +346,13 @@ def quantise(options: argparse.Namespace) -> Int8Form:
     check_sets(sets, photos=photos, scale=model.scale)
     torch.manual_seed(options.seed)
     teacher = runtime_form(model.net)
-    sampler = PatchSampler(photos, crop=options.crop, scale=model.scale, seed=options.seed)
+    sampler = PatchSampler(
+        photos,
+        crop=options.crop,
+        scale=model.scale,
+        seed=options.seed,
+        recolour=options.recolour,
+    )
     frames, _ = sampler.batch(CALIBRATION_PATCHES)
     equalise(teacher, frames)
     net, layers = fake_quantised(teacher)
@@ -368,8 +379,8 @@ def quantise(options: argparse.Namespace) -> Int8Form:
             closing(create_engine(trial, backend="openvino", precision="int8")) as int8,
         ):
             gate = measure(fp32, int8, sets, scale=model.scale)
-    trained_by = ("steps", "batch", "crop", "learning_rate", "compile", "every", "seed")
-    gate |= {name: getattr(options, name) for name in trained_by}
+    trained_by = ("steps", "batch", "crop", "learning_rate", "compile", "every", "recolour")
+    gate |= {name: getattr(options, name) for name in (*trained_by, "seed")}
     form = replace(form, gate=gate)
     write_forms(path, [*others, form])
     verdict = "passed" if form.passed else f"NOT passed (at most {LARGEST_LOSS_DB} dB)"
