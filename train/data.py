@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from train.recolour import Recolouring
+from train.recolour import in_other_colours
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class PatchSampler:
         side, scale = self.lr_crop, self.scale
         hr = hr[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
         if self.recolour and self._draw(1 << 30) < self.recolour * (1 << 30):
-            hr = Recolouring.draw(np.random.default_rng(self._draw(1 << 30)))(hr)
+            hr = in_other_colours(hr, np.random.default_rng(self._draw(1 << 30)))
             return self._pair(hr.permute(1, 2, 0).numpy())[::-1]
         return lr[:, top : top + side, left : left + side], hr
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engines.x264 import repeatable_options
 from train.data import PatchSampler
-from train.recolour import Recolouring
+from train.recolour import in_other_colours
 
 FRAMES = 6  # a clip: enough for I, P and B frames
 POOL = 48  # clips that patches are drawn from
@@ -69,14 +69,12 @@ CODECS = (
 class DegradedClip:
     """The low-resolution frames of a pan over a photo."""
 
-    photo: int
-    """index of the photo"""
+    photo: Tensor
+    """(3, H, W) uint8 RGB"""
     places: list[tuple[int, int]]
     """(top, left) of the window in the photo for each frame, pixels"""
     frames: list[Tensor]
     """(3, h, w) uint8 RGB each"""
-    recolouring: Recolouring | None = None
-    """of the photo, before it was degraded"""
 
 
 def pan(random: Generator, *, room: tuple[int, int], frames: int) -> list[tuple[int, int]]:
@@ -228,7 +226,8 @@ class VideoSampler(PatchSampler):
 
     Clips wait in a pool of `POOL`, and with each batch one is replaced; threads make the next ones
     ahead. Which clips there are depends on the seed and the count of batches alone, so a resumed
-    run draws what an unbroken one would. Memory: that of `PatchSampler`, and 6 frames a clip.
+    run draws what an unbroken one would. Memory: that of `PatchSampler`, 6 frames a
+    clip, and a photo for each whose colours are its own.
 
     Args: as for `PatchSampler`; `candidates` counts for the other half alone.
     """
@@ -250,21 +249,19 @@ class VideoSampler(PatchSampler):
     def _make(self, number: int) -> DegradedClip:
         random = np.random.default_rng((self._seed, number))
         index = int(random.integers(len(self.pairs)))
-        photo, recolouring = self.pairs[index][0], None
+        photo, small = self.pairs[index]
         if self.recolour and random.random() < self.recolour:
-            recolouring = Recolouring.draw(random)
-            photo = recolouring(photo)
+            photo = in_other_colours(photo, random)
         step = 2 * self.scale
         crop = -(-self.lr_crop * self.scale // step) * step
         room = min(*photo.shape[1:], MOST_WINDOW + 32) - 32
         window = max(crop, room - room % step)
         if window > min(photo.shape[1:]):  # a photo of just one crop: no room for an even window
-            small = self.pairs[index][1]
-            return DegradedClip(index, [(0, 0)], [small])
+            return DegradedClip(self.pairs[index][0], [(0, 0)], [small])
         levels = photo.permute(1, 2, 0).numpy()
         places, frames = degrade(levels, random, window=window, scale=self.scale)
         tensors = [torch.from_numpy(frame.copy()).permute(2, 0, 1) for frame in frames]
-        return DegradedClip(index, places, tensors, recolouring)
+        return DegradedClip(photo, places, tensors)
 
     def batch(self, size: int, *, part: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         """Draw a batch (see `PatchSampler.batch`)."""
@@ -278,16 +275,15 @@ class VideoSampler(PatchSampler):
         if self._draw(2):
             return super()._draw_patch()
         clip = self._clips[self._draw(POOL)].result()
-        hr = self.pairs[clip.photo][0]
         index = self._draw(len(clip.frames))
         lr, (top, left) = clip.frames[index], clip.places[index]
         y, x = (self._draw(side - self.lr_crop + 1) for side in lr.shape[1:])
         side = self.lr_crop * self.scale
         top, left = top + y * self.scale, left + x * self.scale
-        hr = hr[:, top : top + side, left : left + side]
-        if clip.recolouring is not None:
-            hr = clip.recolouring(hr)
-        return lr[:, y : y + self.lr_crop, x : x + self.lr_crop], hr
+        return (
+            lr[:, y : y + self.lr_crop, x : x + self.lr_crop],
+            clip.photo[:, top : top + side, left : left + side],
+        )
 
     def state(self) -> Tensor:
         """State of the random draws and of the pool, for a checkpoint."""

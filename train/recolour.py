@@ -8,14 +8,58 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.random import Generator
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from train.losses import LUMA
 
-_FLAT, _GREY, _CONTRAST, _EXTREME = 0.15, 0.5, 0.5, 0.7  # how often
+_GRAPHIC, _FLAT, _GREY, _CONTRAST, _EXTREME = 0.35, 0.15, 0.5, 0.5, 0.7  # how often
 _MOST_CONTRAST = 16.0
+_PIXELS_A_SHAPE = 600
+
+
+def in_other_colours(photo: Tensor, random: Generator) -> Tensor:
+    """Return a photo in other colours, or at times a drawing of its size.
+
+    Args:
+        photo: (3, H, W) uint8 RGB.
+        random: the draws.
+
+    Returns:
+        Likewise; fresh and contiguous.
+    """
+    if random.random() < _GRAPHIC:
+        return draw_graphic(random, (photo.shape[1], photo.shape[2]))
+    return Recolouring.draw(random)(photo)
+
+
+def draw_graphic(random: Generator, size: tuple[int, int]) -> Tensor:
+    """Draw lines, bars and discs of few colours, with hard edges, (3, H, W) uint8 RGB.
+
+    Args:
+        random: the draws.
+        size: (height, width).
+    """
+    height, width = size
+    colours = [tuple(map(round, _draw_colour(random))) for _ in range(random.integers(2, 6))]
+    picture = Image.new("RGB", (width, height), colours[0])
+    drawing = ImageDraw.Draw(picture)
+    for _ in range(random.integers(2, 3 + height * width // _PIXELS_A_SHAPE)):
+        colour = colours[random.integers(len(colours))]
+        x, y = int(random.integers(width)), int(random.integers(height))
+        across, down = (int(2 ** random.uniform(0, 6.5)) for _ in range(2))
+        shape = random.integers(3)
+        if shape == 0:
+            drawing.rectangle((x, y, x + across, y + down), fill=colour)
+        elif shape == 1:
+            drawing.ellipse((x, y, x + across, y + down), outline=colour, width=1 + down // 8)
+        else:
+            end = (x + across * int(random.choice((-1, 1))), y + down)
+            drawing.line((x, y, *end), fill=colour, width=int(random.integers(1, 9)))
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
