@@ -235,14 +235,12 @@ def _add_live(up: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--live-depth",
         type=int,
-        default=4,
         metavar="N",
         help="frames waiting or at work at most; the oldest waiting is dropped (default: 4)",
     )
     live.add_argument(
         "--reconnect",
         type=_seconds,
-        default=10.0,
         metavar="SECONDS",
         help="try so long to get a broken connection back, then end the recording (default: 10)",
     )
@@ -411,6 +409,10 @@ def to_config(
     """
     from vsr.config import DEFAULT_MODEL, UpscaleConfig
 
+    pace = {"live_depth": arguments.live_depth, "reconnect_seconds": arguments.reconnect}
+    pace = {name: value for name, value in pace.items() if value is not None}
+    if pace and not arguments.live:
+        raise UsageError("--live-depth and --reconnect are for --live")
     try:
         return UpscaleConfig(
             source=source,
@@ -438,8 +440,7 @@ def to_config(
             overwrite=arguments.overwrite,
             resume=not arguments.no_resume,
             live=arguments.live,
-            live_depth=arguments.live_depth,
-            reconnect_seconds=arguments.reconnect,
+            **pace,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
