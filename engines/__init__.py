@@ -1,4 +1,4 @@
-"""Engines: a network, its weights and a back end that runs it. Knows nothing of files or video."""
+"""Engines: a network, its weights and a back end that runs it; and what `vsr` and `train` share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom: read from the source, as DESIGN has it."""
+"""Who may import whom: read from the source."""
 
 from __future__ import annotations
 

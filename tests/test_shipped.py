@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from torch import Tensor
 
+from engines import create_engine
+from engines.int8 import INT8_FLAGS, cpu_flags
 from engines.weights import BUILT_IN, load_model
 
 ROOT = Path(__file__).parents[1]
+MOST_LEVELS = 10
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 
 
@@ -52,6 +60,35 @@ def test_each_step_was_made_on_the_folder_of_photos(name):
         while training:
             assert training["data"].startswith("photos, ")
             training = (training.get("start") or {}).get("training")
+
+
+CORNERS = [*itertools.product((0, 255), repeat=3)]
+BAR = 12  # pixels of the input
+
+
+def worst_colour(upscale: Callable[[Tensor], Tensor]) -> float:
+    """How far, in levels, bars in the corners of the RGB cube come out from what they are.
+
+    Each corner is beside each other one; what is within 4 pixels of the input of an edge, or 8 of
+    the picture's, is not looked at.
+    """
+    colours = [colour for pair in itertools.combinations(CORNERS, 2) for colour in pair]
+    bars = torch.tensor(colours, dtype=torch.float32).T / 255
+    frame = bars[None, :, None, :, None].expand(1, 3, 24, -1, BAR).flatten(3).contiguous()
+    result = upscale(frame).clamp(0, 1)
+    parts = result.unflatten(3, (len(colours), 4 * BAR))[:, :, 32:-32, :, 16:-16]
+    return float((parts - bars[None, :, None, :, None]).abs().max() * 255)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("name", "texture"), ENDS)
+def test_screens_and_slides_keep_their_colours(name, texture, precision):
+    """A network that has seen photographs alone makes black and white patterns of a flat blue."""
+    model = load_model(name, texture=texture)
+    if precision == "int8" and not cpu_flags() & INT8_FLAGS:
+        pytest.skip("a CPU without VNNI and AMX")
+    with closing(create_engine(model, backend="openvino", precision=precision)) as engine:
+        assert worst_colour(engine) <= MOST_LEVELS
 
 
 def test_the_published_quality_is_that_of_the_shipped_weights():

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from engines.errors import MediaError
+from vsr.ffmpeg import reason
 from vsr.pixels import SEMI_PLANAR, interleave, separated
 
 Decoder = Literal["auto", "cpu", "nvdec"]
@@ -134,7 +135,7 @@ def check_first(frame: av.VideoFrame | None, expected: list[Tensor]) -> list[Ten
             torch.equal(plane.cpu(), other) for plane, other in zip(planes, expected, strict=True)
         )
     except (RuntimeError, TypeError) as error:
-        raise HardwareUnavailable(f"its frames cannot be taken over: {_line(error)}") from error
+        raise HardwareUnavailable(f"its frames cannot be taken over: {reason(error)}") from error
     if not same:
         raise HardwareUnavailable("its first frame is not, to the bit, that of the CPU's decoder")
     return planes
@@ -158,7 +159,7 @@ def check_nvenc(name: str, pixel_format: str) -> None:
         context.open()
     except (FFmpegError, OSError, ValueError) as error:
         raise HardwareUnavailable(
-            f"encoder {name!r} cannot be used here for {pixel_format}: {_line(error)}. It needs an "
+            f"encoder {name!r} cannot be used here for {pixel_format}: {reason(error)}. It needs an "
             "NVIDIA GPU with an NVENC unit for it, which data-centre GPUs do not have; libx264, "
             "libx265 and libsvtav1 need none"
         ) from error
@@ -199,8 +200,3 @@ class GpuPictures:
 
 def _ordinal(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def _line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
