@@ -159,8 +159,8 @@ def check_nvenc(name: str, pixel_format: str) -> None:
         context.open()
     except (FFmpegError, OSError, ValueError) as error:
         raise HardwareUnavailable(
-            f"encoder {name!r} cannot be used here for {pixel_format}: {reason(error)}. It needs an "
-            "NVIDIA GPU with an NVENC unit for it, which data-centre GPUs do not have; libx264, "
+            f"encoder {name!r} cannot be used here for {pixel_format}: {reason(error)}. It needs "
+            "an NVIDIA GPU with an NVENC unit for it, which data-centre GPUs do not have; libx264, "
             "libx265 and libsvtav1 need none"
         ) from error
 
