@@ -54,7 +54,7 @@ class BuiltIn:
 BUILT_IN: dict[str, BuiltIn] = {
     "srgan-lite": BuiltIn(
         file="srgan-lite.safetensors",
-        sha256="82328922e76b9836ac9214690d6d234aaea101759c0e28dce4922c55ea30f4d2",
+        sha256="8377ee97c6f065a36bb489af6091ec3d342101cd6b57ab5c7b917f5dce777bd8",
         licence="MIT",
         summary="small and fast; fidelity alone, or texture as much as you allow",
         texture_file="srgan-lite-texture.safetensors",
