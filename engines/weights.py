@@ -58,7 +58,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         licence="MIT",
         summary="small and fast; fidelity alone, or texture as much as you allow",
         texture_file="srgan-lite-texture.safetensors",
-        texture_sha256="6c5c4d03030084706bfa78692c724d3708f89caa9eaeee8a9507c7064aff9ac7",
+        texture_sha256="4e4f6a7f72f92412f7a0cd2d5bf974a4fd3bb26e91342d5d2945d5beb9b4b5ce",
         default_texture=1.0,
     ),
     "srgan": BuiltIn(
