@@ -19,7 +19,7 @@ from engines.int8 import INT8_FLAGS, cpu_flags
 from engines.weights import BUILT_IN, load_model
 
 ROOT = Path(__file__).parents[1]
-MOST_LEVELS = 10
+MOST_LEVELS = 26
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 
 
