@@ -137,6 +137,9 @@ class Engine(ABC):
                 are counted.
         """
 
+    def forget_shapes(self) -> None:  # noqa: B027
+        """Give back what is kept for shapes of frames, before others are made in less memory."""
+
     def cancel(self) -> None:  # noqa: B027
         """Give up what takes long, from any thread; the engine must only be closed afterwards."""
 

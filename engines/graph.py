@@ -29,10 +29,11 @@ def own_stream(owner: object, device: torch.device) -> torch.cuda.Stream:
     """Return a stream that nobody else has as long as `owner` lives.
 
     PyTorch deals out the same 32 of a GPU over and over, and what somebody else does in a stream
-    that is captured would become part of the graph.
+    that is captured would become part of the graph. Given back they are dealt out again here, so
+    that holds as long as no more than 32 are in use at once.
     """
-    free = _free[device]
     with _TAKING:
+        free = _free[device]
         stream = free.pop() if free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     weakref.finalize(owner, free.append, stream).atexit = False
     return stream

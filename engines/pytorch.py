@@ -81,9 +81,13 @@ class PyTorchEngine(Engine):
 
         return GraphedRun(static, launch)
 
-    def close(self) -> None:
+    def forget_shapes(self) -> None:
         """Give back the graphs and their memory on the GPU."""
         self._graphs.clear()
+
+    def close(self) -> None:
+        """Give back what it holds on the GPU."""
+        self.forget_shapes()
 
 
 @contextmanager

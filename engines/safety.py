@@ -235,6 +235,7 @@ class SafeEngine(Engine):
         log.warning(
             "out of memory on %s: from here on computed in tiles of %d pixels", self.device, side
         )
+        self._engine.forget_shapes()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._tiled = TiledEngine(self._engine, side)
@@ -293,6 +294,9 @@ class _Judge(Engine):
 
     def frame_begins(self, number: int) -> None:
         self._engine.frame_begins(number)
+
+    def forget_shapes(self) -> None:
+        self._engine.forget_shapes()
 
     def cancel(self) -> None:
         self._engine.cancel()

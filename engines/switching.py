@@ -67,6 +67,10 @@ class SwitchingEngine(Engine):
             raise self._failure
         self._switch()
 
+    def forget_shapes(self) -> None:
+        """Give back what the engine at work has made ready."""
+        (self._later if self._switched else self._now).forget_shapes()
+
     def cancel(self) -> None:
         """Give up making the second engine."""
         self._later.cancel()

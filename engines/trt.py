@@ -103,13 +103,17 @@ class TensorRTEngine(CompiledEngine):
         """Load the engine for frames of (N, H, W), or build it."""
         self._ready(shape)
 
+    def forget_shapes(self) -> None:
+        """Give back the loaded engines and their memory on the GPU."""
+        self._sessions.clear()
+
     def cancel(self) -> None:
         """Stop a build, now or later; the engine must not be called afterwards."""
         self._cancelled.set()
 
     def close(self) -> None:
         """Give back the engine and its memory on the GPU."""
-        self._sessions.clear()
+        self.forget_shapes()
 
     def _run(self, frames: Tensor) -> Tensor:
         count, _, height, width = frames.shape
@@ -129,6 +133,8 @@ class TensorRTEngine(CompiledEngine):
         part, contexts = self._part(shape)
         _, height, width = part
         library, announce = self.compiler.library, _Announcement(part)
+        if not self.compiler.has(part):  # the build chooses by the memory that it finds free
+            self._sessions.clear()
 
         def load(data: bytes) -> Session:
             return Session(

@@ -65,7 +65,8 @@ class Session:
                 _graphed(library, self._engine, names, shapes, dtype, device)
                 for _ in range(contexts)
             ]
-            self._streams = [own_stream(self, device) for _ in range(contexts)]
+            parallel = range(contexts if contexts > 1 else 0)
+            self._streams = [own_stream(self, device) for _ in parallel]
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"no GPU memory left for frames of {shape}") from error
 

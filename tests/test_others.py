@@ -129,6 +129,21 @@ def test_a_timecode_comes_along_and_is_that_of_the_first_frame(
     assert caplog.text == ""
 
 
+def test_a_timecode_that_the_output_cannot_hold_is_said(tiny_weights, tmp_path, caplog):
+    clip = write_with_timecode(tmp_path / "in.mov")
+    vsr.upscale(clip, tmp_path / "out.ts", model=tiny_weights, backend="pytorch")
+    assert "is not kept: its timecode is no tag of the picture, or not in the output" in caplog.text
+
+
+def test_a_timecode_of_the_container_moves_on_too(tiny_weights, tmp_path):
+    clip = write_tagged(tmp_path / "in.mkv", {"timecode": "01:02:03:14"})
+    upscale = partial(vsr.upscale, model=tiny_weights, backend="pytorch", preset="ultrafast")
+    upscale(clip, tmp_path / "out.mkv", span=vsr.Span(0.04))
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        tags = {key.lower(): value for key, value in container.metadata.items()}
+    assert tags["timecode"] == "01:02:03:15"
+
+
 def test_a_timecode_of_another_picture_is_left_out_and_said(
     tiny_weights, tmp_path, caplog, monkeypatch
 ):
@@ -142,7 +157,7 @@ def test_a_timecode_of_another_picture_is_left_out_and_said(
     monkeypatch.setattr(OtherStreams, "__init__", without)
     result = vsr.upscale(clip, tmp_path / "out.mov", model=tiny_weights, backend="pytorch")
     assert result.frames == 25
-    assert "is not kept: a timecode that is not the picture's" in caplog.text
+    assert "is not kept: its timecode is no tag of the picture" in caplog.text
 
 
 def test_marks_within_the_picture_that_are_lost_are_said(tiny_weights, tmp_path, caplog):

@@ -495,3 +495,5 @@ def test_an_odd_factor_makes_no_size_that_chroma_cannot_have(chroma_step, scale,
     )
     assert output_size(UpscaleConfig(source=Path("a.mp4")), info, scale) == expected
     assert output_size(UpscaleConfig(source=Path("a.mp4"), scale=scale), info, scale) == expected
+    whole = (25 * scale, 33 * scale)  # of pictures, and into a pipe
+    assert output_size(UpscaleConfig(source=Path("a.mp4")), info, scale, is_encoded=False) == whole

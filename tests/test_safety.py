@@ -49,6 +49,7 @@ class Fragile(Engine):
         self._inner = PyTorchEngine(model)
         self.spoils, self.kind, self.error = set(spoils), kind, error
         self.most_pixels, self.calls, self.closed = most_pixels, 0, False
+        self.forgotten = 0
 
     def _run(self, frames):
         self.calls += 1
@@ -61,6 +62,9 @@ class Fragile(Engine):
             else:
                 result[0, 1, 3, 5] = float(self.kind)
         return result
+
+    def forget_shapes(self):
+        self.forgotten += 1
 
     def close(self):
         self.closed = True

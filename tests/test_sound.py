@@ -298,6 +298,13 @@ def test_texts_that_overlap_are_shown_together():
             (60, 70, b"sign\nC"), (70, 100, b"sign"), (200, 210, b"end"),
         ]
     ]  # fmt: skip
+    late = [*lines.add(250, 290, sample(b"a")), *lines.add(240, 280, sample(b"b")), *lines.rest()]
+    assert late == [(250, 280, sample(b"a\nb")), (280, 290, sample(b"a"))]
+    for number in range(3000):  # as of typeset signs; each is there twice
+        found = [*lines.add(295, 299, sample(b"%04d" % (number // 2)))]
+    ((_, _, text),) = lines.rest()
+    assert text[2:].startswith(b"0000\n0001\n")
+    assert len(text) < 2010
     styled = sample(b"alone") + b"styl"
     assert [*lines.add(300, 310, styled), *lines.rest()] == [(300, 310, styled)]
 
@@ -309,6 +316,16 @@ def test_texts_that_overlap_keep_their_times_in_mp4(tiny_weights, tmp_path, monk
     assert [(at, text.split("\n")) for at, text in read_words(tmp_path / "out.mp4")] == [
         (0, ["sign"]), (200, ["sign", "A"]), (500, ["sign"]), (600, ["sign", "B"]), (700, ["sign"]),
     ]  # fmt: skip
+
+
+def test_a_text_without_a_duration_is_shown_until_the_next(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("test_sound.WORDS", [(0, 900, "A"), (200, 0, "B"), (600, 100, "C")])
+    clip = write_with_subtitles(tmp_path / "in.mkv", "srt")
+    upscale(clip, tmp_path / "out.mp4", model=tiny_weights)
+    found = dict(read_words(tmp_path / "out.mp4"))
+    assert found[0] == "A"
+    assert found[200] == "A\nB"
+    assert found[600] == "A\nB\nC"
 
 
 # --- broadcasts -----------------------------------------------------------------------------------

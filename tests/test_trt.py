@@ -319,7 +319,7 @@ def test_a_batch_is_dealt_out_to_the_contexts_of_one_engine(library, model):
         assert library.builds[-1] == (part, 6, 6)
         assert library.contexts == contexts
         streams = engine._sessions.newest._streams
-        assert len({id(stream) for stream in streams}) == contexts
+        assert len({id(stream) for stream in streams}) == (contexts if contexts > 1 else 0)
         assert contexts == 1 or library.caller.waited_for[-contexts:] == streams
     with pytest.raises(ValueError, match="contexts must be at least 1, got 0"):
         TensorRTEngine(model, cache=library.cache, contexts=0)

@@ -133,6 +133,8 @@ class PatchSampler:
     ) -> None:
         if crop < scale or crop % scale:
             raise ValueError(f"crop must be a multiple of the scale {scale}, got {crop}")
+        if not 0 <= recolour <= 1:
+            raise ValueError(f"recolour must be in [0, 1], got {recolour}")
         self.lr_crop = crop // scale
         self.candidates = candidates
         self.recolour = recolour

@@ -227,7 +227,7 @@ class VideoSampler(PatchSampler):
     Clips wait in a pool of `POOL`, and with each batch one is replaced; threads make the next ones
     ahead. Which clips there are depends on the seed and the count of batches alone, so a resumed
     run draws what an unbroken one would. Memory: that of `PatchSampler`, 6 frames a
-    clip, and a photo for each whose colours are its own.
+    clip, and what it shows of a photo, below 1 MB, where the colours are its own.
 
     Args: as for `PatchSampler`; `candidates` counts for the other half alone.
     """
@@ -251,13 +251,16 @@ class VideoSampler(PatchSampler):
         index = int(random.integers(len(self.pairs)))
         photo, small = self.pairs[index]
         if self.recolour and random.random() < self.recolour:
-            photo = in_other_colours(photo, random)
+            most = MOST_WINDOW + 32
+            top, left = (int(random.integers(max(1, side - most + 1))) for side in photo.shape[1:])
+            part = photo[:, top : top + most, left : left + most]
+            photo, small = self._pair(in_other_colours(part, random).permute(1, 2, 0).numpy())
         step = 2 * self.scale
         crop = -(-self.lr_crop * self.scale // step) * step
         room = min(*photo.shape[1:], MOST_WINDOW + 32) - 32
         window = max(crop, room - room % step)
         if window > min(photo.shape[1:]):  # a photo of just one crop: no room for an even window
-            return DegradedClip(self.pairs[index][0], [(0, 0)], [small])
+            return DegradedClip(photo, [(0, 0)], [small])
         levels = photo.permute(1, 2, 0).numpy()
         places, frames = degrade(levels, random, window=window, scale=self.scale)
         tensors = [torch.from_numpy(frame.copy()).permute(2, 0, 1) for frame in frames]

@@ -37,7 +37,7 @@ def in_other_colours(photo: Tensor, random: Generator) -> Tensor:
 
 
 def draw_graphic(random: Generator, size: tuple[int, int]) -> Tensor:
-    """Draw lines, bars and discs of few colours, with hard edges, (3, H, W) uint8 RGB.
+    """Draw lines, bars and rings of few colours, with hard edges, (3, H, W) uint8 RGB.
 
     Args:
         random: the draws.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vsr.region import Crop, Zoom
     from vsr.span import Span
 
+_TELEVISION = frozenset({24, 30, 48, 60, 120})  # by 1000/1001, frames a second
 _RATE_TOLERANCE = Fraction(2, 10**6)  # what 23.976 and 29.97 are from television's rates
 
 _EXAMPLES = """\
@@ -362,7 +363,7 @@ def _rate(text: str) -> Fraction:
         ) from None
     television = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
     is_rounded = "." in text and abs(rate - television) <= television * _RATE_TOLERANCE
-    return television if is_rounded else rate
+    return television if is_rounded and round(television) in _TELEVISION else rate
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class ClipInfo:
     """nine numbers that rotate or mirror the frame for display"""
     hdr: StaticMetadata
     not_kept: tuple[str, ...] = ()
-    """what its first frame carries and no encoded clip will, in words"""
+    """what its first frame carries and no output will, in words"""
 
 
 def describe(
@@ -167,6 +167,12 @@ def describe(
         not_kept=_not_kept(stream, side_data),
     )
     return info, name
+
+
+def warn_of_marks(info: ClipInfo) -> None:
+    """Say what of the picture no output will have."""
+    if info.not_kept:
+        log.warning("not kept of %s: %s", info.path, ", ".join(info.not_kept))
 
 
 def _not_kept(stream: av.VideoStream, side_data: dict[SideDataType, bytes]) -> tuple[str, ...]:

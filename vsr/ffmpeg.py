@@ -60,8 +60,9 @@ def reason(error: Exception) -> str:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Tell whether a muxer complains of a packet, which is damaged, and not of the disk."""
-    return isinstance(error, (FFmpegError, ValueError)) and not isinstance(error, OSError)
+    """Tell whether a muxer complains of a packet, and not of the disk or the memory."""
+    is_ours = isinstance(error, (OSError, MemoryError))
+    return isinstance(error, (FFmpegError, ValueError)) and not is_ours
 
 
 def packets_of(container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,11 +80,13 @@ def sources(inputs: Sequence[Path]) -> list[Path]:
         MediaError: a folder cannot be read, or holds neither a clip nor a picture.
     """
     found: dict[Path, None] = {}
-    named = [path for path in inputs if not path.is_dir()]
+    stems: defaultdict[Path, set[str]] = defaultdict(set)
+    for path in inputs:
+        stems[path.parent].add(path.stem)
     for path in inputs:
         if path.is_dir():
             found |= dict.fromkeys(_in_folder(path))
-        elif _is_output(path, {other.stem for other in named if other.parent == path.parent}):
+        elif _is_output(path, stems[path.parent]):
             log.warning("%s is left out: by its name it is the output of another input", path)
         else:
             found[path] = None

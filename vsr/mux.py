@@ -121,12 +121,13 @@ class Muxer:
         reader, source = self._reader, self._reader.container
         try:
             self._stream = encoding.add_stream(self._container)
-            self._stream.metadata.update(self._tags_of_picture())
+            tags = encoded_metadata(reader.stream.metadata, self._output)
+            self._stream.metadata.update(self._moved(tags))
             self._stream.disposition = reader.stream.disposition
             if reader.info.display_matrix:
                 self._stream.set_display_matrix(reader.info.display_matrix)
             self._others.add_to(self._container, only=only)
-            self._container.metadata.update(kept_metadata(source.metadata))
+            self._container.metadata.update(self._moved(kept_metadata(source.metadata)))
             if chapters := self._chapters():
                 self._container.set_chapters(chapters)
             with log_lines(av.logging.ERROR):  # errors carry what FFmpeg says of them
@@ -139,17 +140,19 @@ class Muxer:
             raise
         return None
 
-    def _tags_of_picture(self) -> dict[str, str]:
-        """Return the picture's tags; of a span with the timecode of its first frame."""
+    def _moved(self, tags: dict[str, str]) -> dict[str, str]:
+        """Return tags; of a span with the timecode of its first frame, and none that is no time."""
         reader = self._reader
-        tags = encoded_metadata(reader.stream.metadata, self._output)
-        if reader.span is not None and reader.span.start:
-            passed_seconds = self._first_pts * reader.info.time_base - reader.begin_seconds
-            frames = max(0, round(passed_seconds * reader.info.average_rate))
-            for name in tags.keys() & TIMECODES:
-                moved = moved_timecode(tags[name], frames, reader.info.average_rate)
-                tags[name] = moved or tags[name]
-        return tags
+        if reader.span is None or not reader.span.start:
+            return tags
+        passed_seconds = self._first_pts * reader.info.time_base - reader.begin_seconds
+        rate = reader.info.average_rate
+        frames = max(0, round(passed_seconds * rate))
+        kept = {name: value for name, value in tags.items() if name not in TIMECODES}
+        for name in tags.keys() & TIMECODES:
+            if (moved := moved_timecode(tags[name], frames, rate)) is not None:
+                kept[name] = moved
+        return kept
 
     def _give_way(self, encoding: PictureEncoding) -> bool:
         """Find out which other streams the header refuses; False: the fault is not with them."""
@@ -191,8 +194,8 @@ class Muxer:
             while waiting is not None:
                 self._mux_other(waiting)
                 waiting = next(packets_of_others, None)
-            for last in self._others.rest():
-                self._container.mux(self._shifted(last))
+            for index, last in self._others.rest():
+                self._mux_or_count(index, last)
             self._container.close()
         except (FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"cannot write {self._output}: {reason(error)}") from error
@@ -285,12 +288,16 @@ class Muxer:
     def _mux_other(self, packet: av.Packet[Any]) -> None:
         index = packet.stream_index
         for taken in self._others.converted(packet):
-            try:
-                self._container.mux(self._shifted(taken))
-            except (FFmpegError, ValueError) as error:
-                if not is_refusal(error):
-                    raise
-                self._others.count_refused(index, reason(error))
+            self._mux_or_count(index, taken)
+
+    def _mux_or_count(self, index: int, taken: av.Packet[Any]) -> None:
+        """Write a packet of the stream `index` of the input, or take note that it is refused."""
+        try:
+            self._container.mux(self._shifted(taken))
+        except (FFmpegError, ValueError) as error:
+            if not is_refusal(error):
+                raise
+            self._others.count_refused(index, reason(error))
 
 
 def _has_own_clock(reader: Reader) -> bool:

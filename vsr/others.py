@@ -16,7 +16,7 @@ from vsr.ffmpeg import other_packets, reason
 from vsr.sound import SoundConverter, known_layout, sound_codec
 from vsr.subtitles import SubtitleConverter, loses_style, subtitle_codec
 from vsr.timeline import JUMP_SECONDS, Timeline
-from vsr.unkept import TIMECODES
+from vsr.unkept import TIMECODE_SUFFIXES, TIMECODES
 from vsr.video import Reader
 
 Way = Literal["copy", "convert", "leave"]
@@ -38,23 +38,26 @@ class OtherStreams:
         self._output = output
         self._source, self._is_cut = reader.container, reader.span is not None
         self._why: dict[int, str] = {}
+        # as a tag, of which MP4 and MOV make such a track
+        keeps_timecode = output.suffix.lower() in TIMECODE_SUFFIXES and bool(
+            TIMECODES & reader.stream.metadata.keys()
+        )
         self._ways: dict[int, Way] = {
             stream.index: "copy"
             for stream in self._source.streams
             if stream.index != reader.stream.index
             and not _is_chapter_track(self._source, stream)
-            and not (_is_timecode(stream) and TIMECODES & reader.stream.metadata.keys())
+            and not (_is_timecode(stream) and keeps_timecode)
         }
         for index in self._ways:
             if _is_timecode(self._source.streams[index]):  # MOV takes it, and fails at its end
-                self._ways[index], self._why[index] = (
-                    "leave",
-                    "a timecode that is not the picture's",
-                )
+                self._ways[index] = "leave"
+                self._why[index] = "its timecode is no tag of the picture, or not in the output"
         self._copies: dict[int, Any] = {}
         self._converters: dict[int, SoundConverter | SubtitleConverter] = {}
         self._timelines: dict[int, Timeline] = {}
         self._refused = Counter[int]()
+        self._why_refused: dict[int, str] = {}
 
     @property
     def wanted(self) -> Set[int]:
@@ -148,22 +151,22 @@ class OtherStreams:
         stream = self._source.streams[packet.stream_index]
         return stream.name == "mov_text" and bytes(packet)[:2] == b"\0\0"
 
-    def rest(self) -> Iterator[Any]:
-        """Yield what the converters still hold."""
-        for converter in self._converters.values():
+    def rest(self) -> Iterator[tuple[int, Any]]:
+        """Yield what the converters still hold, with the index of the stream that it is of."""
+        for index, converter in self._converters.items():
             for found in converter.rest():
                 found.stream = converter.stream
-                yield found
+                yield index, found
 
     def count_refused(self, index: int, why: str) -> None:
         """Take note of a packet that the output did not take, though it took its stream."""
         self._refused[index] += 1
-        self._why.setdefault(index, why)
+        self._why_refused.setdefault(index, why)
 
     def refused(self) -> list[str]:
         """Say which packets the output did not take."""
         return [
-            unkept.refused_packets(self._source.streams[index], count, self._why[index])
+            unkept.refused_packets(self._source.streams[index], count, self._why_refused[index])
             for index, count in self._refused.items()
         ]
 

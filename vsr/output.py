@@ -21,8 +21,16 @@ class OutputExists(MediaError):
     """The output is there already, and is not to be replaced."""
 
 
-def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int, int]:
+def output_size(
+    config: UpscaleConfig, info: ClipInfo, scale: int, *, is_encoded: bool = True
+) -> tuple[int, int]:
     """Work out (height, width) of the output.
+
+    Args:
+        config: of the job.
+        info: of the input.
+        scale: of the model.
+        is_encoded: whether the output is an encoded clip, which may have even sides alone.
 
     Raises:
         UnsupportedShape: larger than the model's factor reaches.
@@ -31,8 +39,9 @@ def output_size(config: UpscaleConfig, info: ClipInfo, scale: int) -> tuple[int,
     if config.size is not None:
         size = config.size
     elif config.scale in (None, scale):
-        # chroma of half a size takes even ones alone: of an odd factor a line may have to go
-        down, across = (1, 1) if info.is_still else (min(2, n) for n in info.layout.chroma_step)
+        # of an odd factor, where chroma is half as large, a side may be one short
+        bound = is_encoded and not info.is_still
+        down, across = (min(2, n) if bound else 1 for n in info.layout.chroma_step)
         size = (height * scale // down * down, width * scale // across * across)
     else:
         factor = config.scale

@@ -42,6 +42,7 @@ from vsr.choices import (
     share_threads,
     tile_side,
 )
+from vsr.clip import warn_of_marks
 from vsr.config import DEFAULT_MODEL, Progress, Result, UpscaleConfig
 from vsr.encode import EncoderSettings, PictureEncoding
 from vsr.frames import check_frames, is_sequence, refuse_single_picture, upscale_to_frames
@@ -223,11 +224,12 @@ def run(
         if config.precision == "auto" and needs_float32(reader.info, config.backend):
             config = replace(config, precision="fp32")
         loaded = load_model(config.model, texture=config.texture)
-        size = output_size(config, reader.info, loaded.scale)
         output = named or default_output(config, reader.info, loaded.scale)
         # of a clip or picture that is called `100%done`, the name beside it is no pattern
         numbered = isinstance(config.source, Path) and is_pattern(config.source)
         to_pictures = is_sequence(output) and (named is not None or numbered)
+        is_encoded = not to_pictures and output != STDOUT
+        size = output_size(config, reader.info, loaded.scale, is_encoded=is_encoded)
         _check(config, output, to_pictures=to_pictures)
         if config.pixel_format and (to_pictures or output == STDOUT or reader.info.is_still):
             raise MediaError(f"{output}: --pixel-format is for an encoded clip")
@@ -257,6 +259,7 @@ def run(
             frames = upscale_still(config, reader, engine, output, size)
             progress(Progress(1, 1))
         else:
+            warn_of_marks(reader.info)
             choose_decoder(config, reader, engine.device)
             if config.span is not None:
                 reader.trim(config.span)
@@ -323,8 +326,6 @@ def _upscale_clip(
         log.warning(
             "the alpha channel of %s is dropped: an encoded clip has none", reader.info.path
         )
-    if reader.info.not_kept:
-        log.warning("not kept of %s: %s", reader.info.path, ", ".join(reader.info.not_kept))
     settings = EncoderSettings(
         config.encoder, config.crf, config.preset, config.threads, config.pixel_format
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engines import Engine
 from engines.errors import MediaError
+from vsr.clip import warn_of_marks
 from vsr.config import Progress, UpscaleConfig
 from vsr.connection import Stopped
 from vsr.encode import EncoderSettings, PictureEncoding
@@ -208,6 +209,7 @@ def record_frames(
             config.encoder, config.crf, config.preset, config.threads, config.pixel_format
         ),
     )  # fmt: skip
+    warn_of_marks(reader.info)
     recording = Recording(output, reader, encoding, overwrite=config.overwrite)
     with ExitStack() as stack:
         stack.callback(recording.abort)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -20,6 +21,8 @@ _CODECS = {
     "webm": "webvtt",
 }
 _STYLED = frozenset({"ass", "ssa"})
+_UNSAID_SECONDS = Fraction(3)  # that a text is shown for which nobody says how long
+_MOST_TOGETHER = 2000  # more than anybody reads, of typeset signs
 
 
 def subtitle_codec(container: str, source: Any) -> str | None:
@@ -78,13 +81,13 @@ class SubtitleConverter:
             log.debug("a subtitle that does not decode: %s", error)
             return
         self._tick = packet.time_base
-        if self._lines is None or packet.pts is None or not packet.duration:
+        if self._lines is None:
             yield self._packet(packet.pts, packet.duration, bytes(text))
-            return
-        for begin, end, shown in self._lines.add(
-            packet.pts, packet.pts + packet.duration, bytes(text)
-        ):
-            yield self._packet(begin, end - begin, shown)
+        elif packet.pts is not None:
+            ticks = packet.duration or round(_UNSAID_SECONDS / packet.time_base)
+            lines = self._lines.add(packet.pts, packet.pts + ticks, bytes(text))
+            for begin, end, shown in lines:
+                yield self._packet(begin, end - begin, shown)
 
     def rest(self) -> Iterator[Any]:
         """Yield what is still to be shown."""
@@ -102,7 +105,8 @@ class OneAtATime:
     """Turns texts that overlap into ones that follow each other, which show them together.
 
     A text is MP4's sample: the length of its words in two bytes, the words, and styles, which are
-    left out where several are shown (3GPP TS 26.245). The older one stands above.
+    left out where several are shown (3GPP TS 26.245). The older one stands above, equal ones once,
+    and what is more than `_MOST_TOGETHER` bytes is left out.
     """
 
     def __init__(self) -> None:
@@ -110,10 +114,11 @@ class OneAtATime:
         self._from = 0
 
     def add(self, begin: int, end: int, text: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Take a text that begins no earlier than the one before; yield what is before it."""
+        """Take a text; yield what is shown before it, or, where it comes late, before the last."""
         yield from self._until(begin)
-        self._from = begin
-        self._shown.append((end, text))
+        self._from = max(self._from, begin)
+        if end > self._from:
+            self._shown.append((end, text))
 
     def rest(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield all that is left."""
@@ -130,5 +135,8 @@ class OneAtATime:
 def _together(texts: list[bytes]) -> bytes:
     if len(texts) == 1:
         return texts[0]
-    words = b"\n".join(text[2 : 2 + int.from_bytes(text[:2], "big")] for text in texts)
+    words = b""
+    for line in dict.fromkeys(text[2 : 2 + int.from_bytes(text[:2], "big")] for text in texts):
+        longer = words + b"\n" * bool(words) + line
+        words = longer if len(longer) <= _MOST_TOGETHER else words
     return len(words).to_bytes(2, "big") + words

@@ -28,6 +28,8 @@ _OWN_METADATA = frozenset(
 TIMECODES = frozenset({"timecode", "TIMECODE"})
 """tag of the first frame's; MP4 and MOV make a track of it"""
 QUICKTIME_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+TIMECODE_SUFFIXES = QUICKTIME_SUFFIXES | {".mkv", ".nut", ".webm"}
+"""of containers that keep the tag"""
 # QuickTime's own list of languages knows these by their older ISO 639-2/B names
 _QUICKTIME_LANGUAGES = {
     "deu": "ger", "ell": "gre", "isl": "ice", "mkd": "mac", "nld": "dut", "sqi": "alb",
