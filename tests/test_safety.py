@@ -227,6 +227,7 @@ def test_out_of_memory_halves_the_tiles_and_loses_no_frame(model, error, caplog)
     engine = SafeEngine(fragile)
     assert_same(run(frames, engine), run(frames, create_engine(model, backend="pytorch")))
     assert engine.side == 24  # of 48; with its overlap it sees 30
+    assert fragile.forgotten == 1  # what was made for whole frames makes room
     assert caplog.text.count("out of memory on cpu: from here on computed in tiles of") == 1
     assert engine.recomputed == 0
 
