@@ -91,6 +91,9 @@ def test_an_output_among_the_named_inputs_is_left_out_and_said(tmp_path, tiny_we
     assert output.read_bytes() == before
     assert "a_x2.mp4 is left out: by its name it is the output of another input" in err[0]
     assert upscale(capsys, output, "--weights", tiny_weights)[0] == 0  # alone it is meant
+    (tmp_path / "b").mkdir()
+    named = [tmp_path / "b_x2.mp4", write_clip(tmp_path / "b" / "c.mp4")]
+    assert sources([tmp_path / "b", named[0]]) == named[::-1]  # a folder has no output
 
 
 def test_what_a_killed_run_has_left_is_no_input(tmp_path, tiny_weights, capsys):

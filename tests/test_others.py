@@ -25,12 +25,16 @@ def write_tagged(path: Path, tags: dict[str, str], *, pictures: int = 1) -> Path
             container.add_stream("libx264", rate=25, width=64, height=48) for _ in range(pictures)
         ]
         for stream in streams:
-            for index in range(3):
-                frame = av.VideoFrame(64, 48, "yuv420p")
-                frame.pts, frame.time_base = index, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+            write_black(container, stream, 3)
     return path
+
+
+def write_black(container, stream, frames: int) -> None:
+    for index in range(frames):
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        frame.pts, frame.time_base = index, Fraction(1, 25)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
 
 
 APPLE = {"com.apple.quicktime.make": "Apple", "com.apple.quicktime.model": "iPhone 6"}
@@ -99,11 +103,7 @@ def write_with_timecode(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25, width=64, height=48)
         stream.metadata["timecode"] = "01:02:03:14"
-        for index in range(25):
-            frame = av.VideoFrame(64, 48, "yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        write_black(container, stream, 25)
     return path
 
 

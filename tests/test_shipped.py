@@ -19,7 +19,7 @@ from engines.int8 import INT8_FLAGS, cpu_flags
 from engines.weights import BUILT_IN, load_model
 
 ROOT = Path(__file__).parents[1]
-MOST_LEVELS = 26
+MOST_LEVELS = {0: 6, 1: 26}  # by texture
 QUALITY = ROOT / "benchmarks" / "results" / "quality.json"
 
 
@@ -88,7 +88,7 @@ def test_screens_and_slides_keep_their_colours(name, texture, precision):
     if precision == "int8" and not cpu_flags() & INT8_FLAGS:
         pytest.skip("a CPU without VNNI and AMX")
     with closing(create_engine(model, backend="openvino", precision=precision)) as engine:
-        assert worst_colour(engine) <= MOST_LEVELS
+        assert worst_colour(engine) <= MOST_LEVELS[texture]
 
 
 def test_the_published_quality_is_that_of_the_shipped_weights():

@@ -61,8 +61,8 @@ def reason(error: Exception) -> str:
 
 def is_refusal(error: Exception) -> bool:
     """Tell whether a muxer complains of a packet, and not of the disk or the memory."""
-    is_ours = isinstance(error, (OSError, MemoryError))
-    return isinstance(error, (FFmpegError, ValueError)) and not is_ours
+    of_machine = isinstance(error, (OSError, MemoryError))
+    return isinstance(error, (FFmpegError, ValueError)) and not of_machine
 
 
 def packets_of(container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:

@@ -26,22 +26,8 @@ from vsr.picture import is_partial
 log = logging.getLogger(__name__)
 
 STILL_SUFFIXES = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".exr",
-        ".heic",
-        ".heif",
-        ".j2k",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".jxl",
-        ".pbm",
-        ".pgm",
-        ".png",
-    }
-    | {".ppm", ".tga", ".tif", ".tiff", ".webp"}
+    {".avif", ".bmp", ".exr", ".heic", ".heif", ".j2k", ".jp2", ".jpeg", ".jpg", ".jxl", ".pbm"}
+    | {".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 CLIP_SUFFIXES = frozenset(
     {".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv"}
@@ -82,7 +68,8 @@ def sources(inputs: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     stems: defaultdict[Path, set[str]] = defaultdict(set)
     for path in inputs:
-        stems[path.parent].add(path.stem)
+        if not path.is_dir():
+            stems[path.parent].add(path.stem)
     for path in inputs:
         if path.is_dir():
             found |= dict.fromkeys(_in_folder(path))
